@@ -86,7 +86,8 @@ def test_no_arrow_that_the_house_does_not_allow(name: str, path: Path) -> None:
         elif top in DOORS:
             assert through(name, DOORS[top]), f"{top} does not enter through {name}"
         else:
-            assert top in sys.stdlib_module_names, f"{name} imports {target}, which has no door"
+            known = sys.stdlib_module_names | {"_typeshed"}  # _typeshed: the type checker's own, never there at run time
+            assert top in known, f"{name} imports {target}, which has no door"
 
 
 @pytest.mark.parametrize(("name", "path"), MODULES, ids=[name for name, _ in MODULES])
