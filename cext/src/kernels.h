@@ -1,0 +1,56 @@
+/* The kernels in plain C11 (with GNU vectors): what they compute, free of Python.
+ *
+ * Here belong the declarations that module.c and the C tests share. Checks of arguments do not: a caller
+ * in C keeps the stated sizes, a caller in Python is checked by module.c. Words are u64, little-endian, at
+ * any address; two buffers of a call are the same or do not overlap.
+ */
+#ifndef WHIMBREL_KERNELS_H
+#define WHIMBREL_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if !defined(__GNUC__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the kernels need GNU C vectors and a little-endian machine; elsewhere the NumPy twin runs"
+#endif
+
+/* memcpy is the one access that C allows at any alignment; compilers turn it into a plain load. */
+static inline uint64_t load_word(const uint8_t *from) {
+    uint64_t word;
+    memcpy(&word, from, sizeof word);
+    return word;
+}
+
+static inline void store_word(uint8_t *to, uint64_t word) { memcpy(to, &word, sizeof word); }
+
+/* ring.c: acc[i] += src[i], acc[i] -= src[i], modulo 2^64. */
+void ring_add(uint8_t *acc, const uint8_t *src, size_t words);
+void ring_sub(uint8_t *acc, const uint8_t *src, size_t words);
+
+/* lanes.c: 64 / bits signed lanes to a word, 2 <= bits <= 32; `lanes` are int32 at any address. */
+void lanes_pack(uint8_t *out, const uint8_t *lanes, size_t words, unsigned bits);
+void lanes_unpack(uint8_t *lanes, const uint8_t *packed, size_t words, unsigned bits);
+
+/* chacha20.c: adds (or subtracts) words first_word, first_word + 1, ... of the ChaCha20 keystream with
+ * nonce 0 whose word w lies in the block with counter 1 + w / 8; first_word + words <= MASK_WORDS. */
+enum mask_path { MASK_PORTABLE, MASK_AVX2, MASK_AVX512, MASK_PATHS };
+#define MASK_WORDS (8 * (uint64_t)0xFFFFFFFF)
+
+bool mask_path_runs_here(enum mask_path path);
+enum mask_path mask_best_path(void);
+void mask_apply(enum mask_path path, uint8_t *acc, size_t words, const uint8_t key[32], uint64_t first_word,
+                bool subtract);
+
+/* gf16.c: GF(2)[x] / (x^16 + x^12 + x^3 + x + 1); a row is 32 bytes, sixteen little-endian symbols. */
+enum { GF16_ROW = 32 };
+
+uint16_t gf16_multiply(uint16_t a, uint16_t b);
+/* n rows: row i holds secret + sum_k coefficients[k - 1] * (i + 1)^k, symbol by symbol; n <= 65535. */
+void gf16_share(uint8_t *shares, const uint8_t secret[GF16_ROW], const uint8_t *coefficients, size_t rows,
+                size_t n);
+/* The values at 0 of the polynomials through the points (xs[i], row i); xs are distinct and not 0. */
+void gf16_combine(uint8_t secret[GF16_ROW], const uint16_t *xs, const uint8_t *shares, size_t count);
+
+#endif
