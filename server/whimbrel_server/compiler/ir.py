@@ -1,0 +1,349 @@
+"""The expression graph: values, nodes, and the one way to make a node.
+
+`Graph.multi` (and its one-output form `Graph.op`) infers type and shape, folds small constants, applies the
+rewrites of `simplify.py` and shares equal nodes, all at once; nothing else may create a node. Export keeps
+only what the outputs need, so a rule may build gradients that nobody asks for. No gradient rule, loss or
+model reading belongs here.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import defs, helper, numpy_helper, shape_inference
+from onnx.reference import ReferenceEvaluator
+
+from whimbrel_server.compiler.errors import CompileError
+from whimbrel_server.compiler.simplify import Draft, folds, rewrite
+
+OPSET = 20
+IR_VERSION = 9  # the newest that onnxruntime 1.17 reads
+SHAPE_DATA_LIMIT = 1024  # elements a constant may have and still be shown to shape inference
+
+Array = NDArray[Any]
+Attributes = Mapping[str, Any]
+Number = int | float
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """A tensor in the graph: a constant (`data`), a graph input (`name` only) or a node's output (`node`)."""
+
+    graph: "Graph" = field(repr=False)
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    name: str = ""
+    data: Array | None = field(default=None, repr=False)
+    node: "Node | None" = field(default=None, repr=False)
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def is_float(self) -> bool:
+        return self.dtype.kind == "f"
+
+    def __add__(self, other: "Value | Number") -> "Value":
+        return self.graph.op("Add", self, self.like(other))
+
+    def __radd__(self, other: Number) -> "Value":
+        return self.like(other) + self
+
+    def __sub__(self, other: "Value | Number") -> "Value":
+        return self.graph.op("Sub", self, self.like(other))
+
+    def __rsub__(self, other: Number) -> "Value":
+        return self.like(other) - self
+
+    def __mul__(self, other: "Value | Number") -> "Value":
+        return self.graph.op("Mul", self, self.like(other))
+
+    def __rmul__(self, other: Number) -> "Value":
+        return self.like(other) * self
+
+    def __truediv__(self, other: "Value | Number") -> "Value":
+        return self.graph.op("Div", self, self.like(other))
+
+    def __matmul__(self, other: "Value") -> "Value":
+        return self.graph.op("MatMul", self, other)
+
+    def __neg__(self) -> "Value":
+        return self.graph.op("Neg", self)
+
+    def like(self, other: "Value | Number") -> "Value":
+        """`other` as a value: a number becomes a scalar constant of this value's dtype."""
+        return other if isinstance(other, Value) else self.graph.constant(np.array(other, self.dtype))
+
+    def cast(self, dtype: np.dtype[Any]) -> "Value":
+        return self.graph.op("Cast", self, to=helper.np_dtype_to_tensor_dtype(dtype))
+
+    def mask(self, condition: str, other: "Value | Number") -> "Value":
+        """1 where `condition` ("Greater", "Equal") holds, else 0, in this dtype.
+
+        Comparison and Cast are several times faster on onnxruntime's CPU kernels than `Where` or `Sign`.
+        """
+        return self.graph.op(condition, self, self.like(other)).cast(self.dtype)
+
+    def reshape(self, shape: Sequence[int]) -> "Value":
+        return self.graph.op("Reshape", self, self.graph.ints(shape))
+
+    def transpose(self, perm: Sequence[int]) -> "Value":
+        return self.graph.op("Transpose", self, perm=list(perm))
+
+    def expand(self, shape: Sequence[int]) -> "Value":
+        return self.graph.op("Expand", self, self.graph.ints(shape))
+
+    def sum(self, axes: Iterable[int], keepdims: bool = True) -> "Value":
+        """Sum over `axes` (non-negative), one reduction per run of adjacent axes.
+
+        Two reductions over adjacent axes beat one over scattered axes on onnxruntime, e.g. over [0, 2, 3].
+        """
+        total = self
+        for run in reversed(_adjacent_runs(sorted(axes))):
+            total = self.graph.op("ReduceSum", total, self.graph.ints(run), keepdims=int(keepdims))
+        return total
+
+    def slice(self, axis: int, start: int, stop: int, step: int = 1) -> "Value":
+        bounds = (self.graph.ints([number]) for number in (start, stop, axis, step))
+        return self.graph.op("Slice", self, *bounds)
+
+    def pad(self, begins: Sequence[int], ends: Sequence[int]) -> "Value":
+        """Zeros added before and after the last `len(begins)` axes."""
+        if not any(begins) and not any(ends):
+            return self
+        lead = [0] * (self.rank - len(begins))
+        return self.graph.op("Pad", self, self.graph.ints([*lead, *begins, *lead, *ends]))
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """One ONNX operator application; `origin` names the node of the source model that it came from."""
+
+    op: str
+    ins: tuple[Value | None, ...]
+    attrs: Attributes
+    origin: str
+    outs: tuple[Value, ...] = ()
+
+    def __getitem__(self, index: int) -> Value:
+        """Input `index`, which the operator requires."""
+        value = self.ins[index]
+        if value is None:
+            raise CompileError("model-invalid", f"{self.op} (node {self.origin!r}) lacks input {index}")
+        return value
+
+    def has(self, index: int) -> bool:
+        return index < len(self.ins) and self.ins[index] is not None
+
+    @property
+    def y(self) -> Value:
+        return self.outs[0]
+
+
+class Graph:
+    """A growing expression graph over the standard ONNX operators of opset 20."""
+
+    def __init__(self) -> None:
+        self.origin = ""
+        self._shared: dict[tuple[object, ...], tuple[Value, ...]] = {}
+
+    def input(self, name: str, dtype: np.dtype[Any], shape: Sequence[int]) -> Value:
+        return Value(self, np.dtype(dtype), tuple(shape), name)
+
+    def constant(self, data: Array, name: str = "") -> Value:
+        """A constant; equal constants of equal name are one value."""
+        key = ("constant", name, data.dtype.str, data.shape, data.tobytes())
+        if key not in self._shared:
+            self._shared[key] = (Value(self, data.dtype, data.shape, name, data),)
+        return self._shared[key][0]
+
+    def ints(self, numbers: Sequence[int]) -> Value:
+        return self.constant(np.array(numbers, np.int64).reshape(len(numbers)))
+
+    def zeros(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Value:
+        return self.op("ConstantOfShape", self.ints(shape), value=numpy_helper.from_array(np.zeros(1, dtype)))
+
+    def op(self, name: str, *ins: Value | None, **attrs: Any) -> Value:
+        """The only output of operator `name` applied to `ins`."""
+        return self.multi(name, *ins, **attrs)[0]
+
+    def multi(self, name: str, *ins: Value | None, outputs: int = 1, **attrs: Any) -> tuple[Value, ...]:
+        """The first `outputs` outputs of operator `name`.
+
+        Raises CompileError when the operator does not exist, or its output types cannot be inferred.
+        """
+        key = (name, outputs, ins, _attribute_bytes(attrs))
+        if key not in self._shared:
+            self._shared[key] = self._make(name, ins, outputs, attrs)
+        return self._shared[key]
+
+    def _make(self, name: str, ins: tuple[Value | None, ...], outputs: int, attrs: Attributes) -> tuple[Value, ...]:
+        types = self._infer(name, ins, outputs, attrs)
+        if outputs == 1:
+            draft = Draft(self, name, ins, attrs, *types[0])
+            if folds(draft):
+                return (self.constant(_evaluate(draft)),)
+            simpler = rewrite(draft)
+            if simpler is not None:
+                return (simpler,)
+        node = Node(name, ins, attrs, self.origin)
+        node.outs = tuple(Value(self, dtype, shape, node=node) for dtype, shape in types)
+        return node.outs
+
+    def _infer(
+        self, name: str, ins: tuple[Value | None, ...], outputs: int, attrs: Attributes
+    ) -> list[tuple[np.dtype[Any], tuple[int, ...]]]:
+        proto = _node_proto(name, ins, [f"y{i}" for i in range(outputs)], attrs)
+        known = {f"x{i}": value for i, value in enumerate(ins) if value is not None}
+        try:
+            found = shape_inference.infer_node_outputs(
+                defs.get_schema(name, OPSET, ""),
+                proto,
+                {key: helper.make_tensor_type_proto(_elem_type(v), v.shape) for key, v in known.items()},
+                {
+                    key: numpy_helper.from_array(v.data)
+                    for key, v in known.items()
+                    if v.data is not None and v.size <= SHAPE_DATA_LIMIT
+                },
+                opset_imports=[helper.make_opsetid("", OPSET)],
+                ir_version=IR_VERSION,
+            )
+        except (defs.SchemaError, shape_inference.InferenceError) as error:
+            shapes = [value.shape for value in known.values()]
+            where = f"{name} (node {self.origin!r}) on shapes {shapes}"
+            raise CompileError("shape-inference", f"{where}: {error}") from error
+        return [self._static_type(name, found.get(output)) for output in proto.output]
+
+    def _static_type(self, name: str, proto: onnx.TypeProto | None) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        where = f"{name} (node {self.origin!r})"
+        if proto is None or not proto.HasField("tensor_type"):
+            raise CompileError("shape-inference", f"{where}: the output's type is not known")
+        tensor = proto.tensor_type
+        sizes = tensor.shape.dim
+        if not tensor.HasField("shape") or any(not size.HasField("dim_value") for size in sizes):
+            raise CompileError("dynamic-shape", f"{where}: the output's shape depends on the data")
+        return _np_dtype(tensor.elem_type), tuple(size.dim_value for size in sizes)
+
+    def export(self, inputs: Sequence[Value], outputs: Mapping[str, Value], name: str) -> onnx.ModelProto:
+        """A checked ONNX model with the given inputs and outputs, in the given order.
+
+        Internal tensors are called `Operator@number`, which no input name can equal because '@' is
+        reserved for the compiler. The same graph always gives the same bytes.
+        """
+        return _Exporter(outputs).model(inputs, name)
+
+
+class _Exporter:
+    """Names values and writes them as protobuf; lives for one export."""
+
+    def __init__(self, outputs: Mapping[str, Value]) -> None:
+        self.outputs = outputs
+        self.names: dict[Value, str] = {}
+        for name, value in outputs.items():
+            if value.node is not None:
+                self.names.setdefault(value, name)
+        self.order = topological(outputs.values())
+        self.read = {value for node in self.order for value in node.ins if value} | set(outputs.values())
+        self.constants: list[onnx.TensorProto] = []
+
+    def model(self, inputs: Sequence[Value], name: str) -> onnx.ModelProto:
+        nodes = [self._node(node) for node in self.order]
+        nodes += [
+            helper.make_node("Identity", [self._name(value)], [output])
+            for output, value in self.outputs.items()
+            if self._name(value) != output
+        ]
+        infos = [_value_info(value.name, value) for value in inputs]
+        results = [_value_info(output, value) for output, value in self.outputs.items()]
+        graph = helper.make_graph(nodes, name, infos, results, self.constants)
+        opset = helper.make_opsetid("", OPSET)
+        model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="whimbrel")
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+    def _node(self, node: Node) -> onnx.NodeProto:
+        ins = [self._name(value) if value is not None else "" for value in node.ins]
+        outs = [self._name(value) if value in self.read else "" for value in node.outs]
+        while not outs[-1]:
+            outs.pop()
+        return helper.make_node(node.op, ins, outs, **node.attrs)
+
+    def _name(self, value: Value) -> str:
+        if value not in self.names:
+            label = value.name or f"{value.node.op if value.node else 'Constant'}@{len(self.names)}"
+            self.names[value] = label
+            if value.data is not None:
+                self.constants.append(numpy_helper.from_array(value.data, label))
+        return self.names[value]
+
+
+def topological(targets: Iterable[Value]) -> list[Node]:
+    """All nodes that `targets` need, each after the nodes it reads from; deterministic."""
+    order: list[Node] = []
+    done: set[Node] = set()
+    stack = [(value.node, False) for value in reversed(list(targets)) if value.node]
+    while stack:
+        node, ready = stack.pop()
+        if node in done:
+            continue
+        if ready:
+            done.add(node)
+            order.append(node)
+            continue
+        stack.append((node, True))
+        stack.extend((v.node, False) for v in reversed(node.ins) if v is not None and v.node is not None)
+    return order
+
+
+def _adjacent_runs(axes: Sequence[int]) -> list[list[int]]:
+    runs: list[list[int]] = []
+    for axis in axes:
+        if runs and axis == runs[-1][-1] + 1:
+            runs[-1].append(axis)
+        else:
+            runs.append([axis])
+    return runs
+
+
+def _attribute_bytes(attrs: Attributes) -> bytes:
+    protos = (helper.make_attribute(name, attrs[name]) for name in sorted(attrs))
+    return b"".join(proto.SerializeToString(deterministic=True) for proto in protos)
+
+
+def _node_proto(name: str, ins: Sequence[Value | None], outs: Sequence[str], attrs: Attributes) -> onnx.NodeProto:
+    names = [f"x{i}" if value is not None else "" for i, value in enumerate(ins)]
+    return helper.make_node(name, names, outs, **attrs)
+
+
+def _evaluate(draft: Draft) -> Array:
+    """The value of an operator on constants, by onnx's reference evaluator."""
+    graph = helper.make_graph(
+        [_node_proto(draft.op, draft.ins, ["y"], draft.attrs)],
+        "fold",
+        [],
+        [helper.make_tensor_value_info("y", helper.np_dtype_to_tensor_dtype(draft.dtype), draft.shape)],
+        [numpy_helper.from_array(v.data, f"x{i}") for i, v in enumerate(draft.ins) if v and v.data is not None],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    results: Sequence[Array] = list(ReferenceEvaluator(model).run(None, {}))
+    return np.asarray(results[0], draft.dtype).reshape(draft.shape)
+
+
+def _elem_type(value: Value) -> int:
+    return helper.np_dtype_to_tensor_dtype(value.dtype)
+
+
+def _np_dtype(elem_type: int) -> np.dtype[Any]:
+    return np.dtype(helper.tensor_dtype_to_np_dtype(elem_type))
+
+
+def _value_info(name: str, value: Value) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, _elem_type(value), value.shape)
