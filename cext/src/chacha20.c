@@ -30,57 +30,41 @@ void mask_groups_portable(uint8_t *acc, size_t groups, const uint32_t start[16],
     }
 }
 
-struct path {
+struct variant {
     group_kernel *run;
     size_t blocks; /* to a group */
 };
 
-static const struct path PATHS[MASK_PATHS] = {
-    [MASK_PORTABLE] = {mask_groups_portable, 4},
+static const struct variant VARIANTS[PATHS] = {
+    [PATH_PORTABLE] = {mask_groups_portable, 4},
 #if defined(__x86_64__)
-    [MASK_AVX2] = {mask_groups_avx2, 8},
-    [MASK_AVX512] = {mask_groups_avx512, 16},
+    [PATH_AVX2] = {mask_groups_avx2, 8},
+    [PATH_AVX512] = {mask_groups_avx512, 16},
 #endif
 };
 
-bool mask_path_runs_here(enum mask_path path) {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (path == MASK_AVX2) return __builtin_cpu_supports("avx2");
-    if (path == MASK_AVX512) return __builtin_cpu_supports("avx512f");
-#endif
-    return path == MASK_PORTABLE;
-}
-
-enum mask_path mask_best_path(void) {
-    enum mask_path path = MASK_AVX512;
-    while (!mask_path_runs_here(path)) path--;
-    return path;
-}
-
 /* Part of one group: made beside acc, so that the wide kernels never see a partial block. */
-static void apply_part(const struct path *path, uint8_t *acc, const uint32_t start[16], size_t skip,
-                       size_t words, bool subtract) {
+static void apply_part(enum path path, uint8_t *acc, const uint32_t start[16], size_t skip, size_t words,
+                       bool subtract) {
     uint8_t mask[WIDEST_GROUP * BLOCK] = {0};
-    path->run(mask, 1, start, false);
-    (subtract ? ring_sub : ring_add)(acc, mask + 8 * skip, words);
+    VARIANTS[path].run(mask, 1, start, false);
+    (subtract ? ring_sub : ring_add)(path, acc, mask + 8 * skip, words);
 }
 
-void mask_apply(enum mask_path path, uint8_t *acc, size_t words, const uint8_t key[32], uint64_t first_word,
+void mask_apply(enum path path, uint8_t *acc, size_t words, const uint8_t key[32], uint64_t first_word,
                 bool subtract) {
-    const struct path *chosen = &PATHS[path];
-    const size_t group_words = 8 * chosen->blocks, skip = first_word % 8;
+    const size_t blocks = VARIANTS[path].blocks, group_words = 8 * blocks, skip = first_word % 8;
     uint32_t start[16] = {0};
     memcpy(start, "expand 32-byte k", 16);
     memcpy(start + 4, key, 32);
     start[12] = (uint32_t)(1 + first_word / 8);
     if (skip != 0) { /* up to the group's end, after which a block begins */
         const size_t part = words < group_words - skip ? words : group_words - skip;
-        apply_part(chosen, acc, start, skip, part, subtract);
-        acc += 8 * part, words -= part, start[12] += (uint32_t)chosen->blocks;
+        apply_part(path, acc, start, skip, part, subtract);
+        acc += 8 * part, words -= part, start[12] += (uint32_t)blocks;
     }
     const size_t groups = words / group_words, rest = words % group_words;
-    chosen->run(acc, groups, start, subtract);
-    start[12] += (uint32_t)(groups * chosen->blocks);
-    if (rest != 0) apply_part(chosen, acc + 8 * group_words * groups, start, 0, rest, subtract);
+    VARIANTS[path].run(acc, groups, start, subtract);
+    start[12] += (uint32_t)(groups * blocks);
+    if (rest != 0) apply_part(path, acc + 8 * group_words * groups, start, 0, rest, subtract);
 }

@@ -1,7 +1,6 @@
 /* ChaCha20 mask expansion for x86-64 with AVX2 (8 blocks at a time) and AVX-512 (16 blocks).
  *
- * Each function is compiled for its own target, so that one library runs on every x86-64; chacha20.c asks
- * the processor before it calls. A state vector holds one word of all blocks; after the rounds the words
+ * A state vector holds one word of all blocks; after the rounds the words
  * of a block are brought together, by 32 bits, by 64, then by 128-bit lanes. */
 #include "chacha20.h"
 
@@ -11,14 +10,10 @@
 typedef uint32_t u32x8 __attribute__((vector_size(32)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 
-#define AVX2 __attribute__((target("avx2")))
-#define AVX512 __attribute__((target("avx512f")))
-#define INLINED static inline __attribute__((always_inline))
-
 /* ---- AVX2 ---- */
 
 /* Without a rotate instruction, a byte shuffle does in one step what two shifts and an or do. */
-INLINED AVX2 u32x8 rotate8(u32x8 x, const int n) {
+INLINED TARGET_AVX2 u32x8 rotate8(u32x8 x, const int n) {
     const __m256i by16 = _mm256_set_epi64x(0x0D0C0F0E09080B0A, 0x0504070601000302, 0x0D0C0F0E09080B0A, 0x0504070601000302);
     const __m256i by8 = _mm256_set_epi64x(0x0E0D0C0F0A09080B, 0x0605040702010003, 0x0E0D0C0F0A09080B, 0x0605040702010003);
     if (n == 16) return (u32x8)_mm256_shuffle_epi8((__m256i)x, by16);
@@ -27,7 +22,7 @@ INLINED AVX2 u32x8 rotate8(u32x8 x, const int n) {
 }
 
 /* Four rows of eight blocks become, in row q, the four words of block q and of block 4 + q. */
-INLINED AVX2 void gather8(u32x8 x[4]) {
+INLINED TARGET_AVX2 void gather8(u32x8 x[4]) {
     const __m256i a = (__m256i)x[0], b = (__m256i)x[1], c = (__m256i)x[2], d = (__m256i)x[3];
     const __m256i ab = _mm256_unpacklo_epi32(a, b), cd = _mm256_unpacklo_epi32(c, d);
     const __m256i ab2 = _mm256_unpackhi_epi32(a, b), cd2 = _mm256_unpackhi_epi32(c, d);
@@ -37,13 +32,13 @@ INLINED AVX2 void gather8(u32x8 x[4]) {
     x[3] = (u32x8)_mm256_unpackhi_epi64(ab2, cd2);
 }
 
-INLINED AVX2 void apply8(uint8_t *acc, __m256i mask, bool subtract) {
+INLINED TARGET_AVX2 void apply8(uint8_t *acc, __m256i mask, bool subtract) {
     const __m256i old = _mm256_loadu_si256((const __m256i *)acc);
     const __m256i sum = subtract ? _mm256_sub_epi64(old, mask) : _mm256_add_epi64(old, mask);
     _mm256_storeu_si256((__m256i *)acc, sum);
 }
 
-INLINED AVX2 void apply_group8(uint8_t *acc, u32x8 x[16], bool subtract) {
+INLINED TARGET_AVX2 void apply_group8(uint8_t *acc, u32x8 x[16], bool subtract) {
     for (int i = 0; i < 16; i += 4) gather8(x + i);
     for (int q = 0; q < 4; q++) {
         for (int half = 0; half < 2; half++) {
@@ -54,7 +49,7 @@ INLINED AVX2 void apply_group8(uint8_t *acc, u32x8 x[16], bool subtract) {
     }
 }
 
-AVX2 void mask_groups_avx2(uint8_t *acc, size_t groups, const uint32_t start[16], bool subtract) {
+TARGET_AVX2 void mask_groups_avx2(uint8_t *acc, size_t groups, const uint32_t start[16], bool subtract) {
     u32x8 from[16], x[16];
     for (int i = 0; i < 16; i++) from[i] = start[i] - (u32x8){0};
     from[12] += (u32x8){0, 1, 2, 3, 4, 5, 6, 7};
@@ -71,7 +66,7 @@ AVX2 void mask_groups_avx2(uint8_t *acc, size_t groups, const uint32_t start[16]
 #define ROTATE16(x, n) ((u32x16)_mm512_rol_epi32((__m512i)(x), n))
 
 /* As gather8: row q gets the four words of the blocks q, 4 + q, 8 + q and 12 + q. */
-INLINED AVX512 void gather16(u32x16 x[4]) {
+INLINED TARGET_AVX512 void gather16(u32x16 x[4]) {
     const __m512i a = (__m512i)x[0], b = (__m512i)x[1], c = (__m512i)x[2], d = (__m512i)x[3];
     const __m512i ab = _mm512_unpacklo_epi32(a, b), cd = _mm512_unpacklo_epi32(c, d);
     const __m512i ab2 = _mm512_unpackhi_epi32(a, b), cd2 = _mm512_unpackhi_epi32(c, d);
@@ -81,12 +76,12 @@ INLINED AVX512 void gather16(u32x16 x[4]) {
     x[3] = (u32x16)_mm512_unpackhi_epi64(ab2, cd2);
 }
 
-INLINED AVX512 void apply16(uint8_t *acc, __m512i mask, bool subtract) {
+INLINED TARGET_AVX512 void apply16(uint8_t *acc, __m512i mask, bool subtract) {
     const __m512i old = _mm512_loadu_si512(acc);
     _mm512_storeu_si512(acc, subtract ? _mm512_sub_epi64(old, mask) : _mm512_add_epi64(old, mask));
 }
 
-INLINED AVX512 void apply_group16(uint8_t *acc, u32x16 x[16], bool subtract) {
+INLINED TARGET_AVX512 void apply_group16(uint8_t *acc, u32x16 x[16], bool subtract) {
     for (int i = 0; i < 16; i += 4) gather16(x + i);
     for (int q = 0; q < 4; q++) {
         const __m512i a = (__m512i)x[q], b = (__m512i)x[4 + q], c = (__m512i)x[8 + q], d = (__m512i)x[12 + q];
@@ -99,7 +94,7 @@ INLINED AVX512 void apply_group16(uint8_t *acc, u32x16 x[16], bool subtract) {
     }
 }
 
-AVX512 void mask_groups_avx512(uint8_t *acc, size_t groups, const uint32_t start[16], bool subtract) {
+TARGET_AVX512 void mask_groups_avx512(uint8_t *acc, size_t groups, const uint32_t start[16], bool subtract) {
     u32x16 from[16], x[16];
     for (int i = 0; i < 16; i++) from[i] = start[i] - (u32x16){0};
     from[12] += (u32x16){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};

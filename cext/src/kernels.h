@@ -25,9 +25,21 @@ static inline uint64_t load_word(const uint8_t *from) {
 
 static inline void store_word(uint8_t *to, uint64_t word) { memcpy(to, &word, sizeof word); }
 
+/* paths.c: variants of a kernel for one processor family, from the plainest to the widest. */
+enum path { PATH_PORTABLE, PATH_AVX2, PATH_AVX512, PATHS };
+bool path_runs_here(enum path path);
+enum path path_best(void);
+
+#if defined(__x86_64__)
+/* Each such function is compiled for its own target, so that one library runs on every x86-64. */
+#define TARGET_AVX2 __attribute__((target("avx2")))
+#define TARGET_AVX512 __attribute__((target("avx512f")))
+#endif
+#define INLINED static inline __attribute__((always_inline))
+
 /* ring.c: acc[i] += src[i], acc[i] -= src[i], modulo 2^64. */
-void ring_add(uint8_t *acc, const uint8_t *src, size_t words);
-void ring_sub(uint8_t *acc, const uint8_t *src, size_t words);
+void ring_add(enum path path, uint8_t *acc, const uint8_t *src, size_t words);
+void ring_sub(enum path path, uint8_t *acc, const uint8_t *src, size_t words);
 
 /* lanes.c: 64 / bits signed lanes to a word, 2 <= bits <= 32; `lanes` are int32 at any address. */
 void lanes_pack(uint8_t *out, const uint8_t *lanes, size_t words, unsigned bits);
@@ -35,12 +47,9 @@ void lanes_unpack(uint8_t *lanes, const uint8_t *packed, size_t words, unsigned 
 
 /* chacha20.c: adds (or subtracts) words first_word, first_word + 1, ... of the ChaCha20 keystream with
  * nonce 0 whose word w lies in the block with counter 1 + w / 8; first_word + words <= MASK_WORDS. */
-enum mask_path { MASK_PORTABLE, MASK_AVX2, MASK_AVX512, MASK_PATHS };
 #define MASK_WORDS (8 * (uint64_t)0xFFFFFFFF)
 
-bool mask_path_runs_here(enum mask_path path);
-enum mask_path mask_best_path(void);
-void mask_apply(enum mask_path path, uint8_t *acc, size_t words, const uint8_t key[32], uint64_t first_word,
+void mask_apply(enum path path, uint8_t *acc, size_t words, const uint8_t key[32], uint64_t first_word,
                 bool subtract);
 
 /* gf16.c: GF(2)[x] / (x^16 + x^12 + x^3 + x + 1); a row is 32 bytes, sixteen little-endian symbols. */

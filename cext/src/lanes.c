@@ -4,8 +4,6 @@
  * the sum has to fit its lanes. Choosing bits and clamping values belongs to the protocol. */
 #include "kernels.h"
 
-#define INLINED static inline __attribute__((always_inline))
-
 INLINED void pack(uint8_t *out, const uint8_t *lanes, size_t words, unsigned bits) {
     const unsigned per_word = 64 / bits;
     for (size_t w = 0; w < words; w++) {

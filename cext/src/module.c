@@ -97,7 +97,7 @@ static bool get_integer(PyObject *value, const char *name, unsigned long long lo
 
 /* ---- ring ---- */
 
-typedef void ring_kernel(uint8_t *, const uint8_t *, size_t);
+typedef void ring_kernel(enum path, uint8_t *, const uint8_t *, size_t);
 
 static PyObject *call_ring(PyObject *const *args, Py_ssize_t nargs, ring_kernel *kernel) {
     Py_buffer acc = {0}, src = {0};
@@ -109,7 +109,7 @@ static PyObject *call_ring(PyObject *const *args, Py_ssize_t nargs, ring_kernel 
         PyErr_Format(PyExc_ValueError, "src must have as many bytes as acc: %zd != %zd", src.len, acc.len);
         goto done;
     }
-    WITHOUT_LOCK(acc.len, kernel(acc.buf, src.buf, (size_t)acc.len / 8));
+    WITHOUT_LOCK(acc.len, kernel(path_best(), acc.buf, src.buf, (size_t)acc.len / 8));
     result = Py_NewRef(Py_None);
 done:
     PyBuffer_Release(&src);
@@ -183,7 +183,7 @@ static PyObject *call_mask(PyObject *const *args, Py_ssize_t nargs, bool subtrac
                      words, (unsigned long long)MASK_WORDS);
         goto done;
     }
-    WITHOUT_LOCK(acc.len, mask_apply(mask_best_path(), acc.buf, words, key.buf, first, subtract));
+    WITHOUT_LOCK(acc.len, mask_apply(path_best(), acc.buf, words, key.buf, first, subtract));
     result = Py_NewRef(Py_None);
 done:
     PyBuffer_Release(&key);
@@ -293,9 +293,9 @@ static PyMethodDef methods[] = {
 };
 
 static int execute(PyObject *module) {
-    static const char *const names[MASK_PATHS] = {
-        [MASK_PORTABLE] = "native-portable", [MASK_AVX2] = "native-avx2", [MASK_AVX512] = "native-avx512"};
-    return PyModule_AddStringConstant(module, "IMPLEMENTATION", names[mask_best_path()]);
+    static const char *const names[PATHS] = {
+        [PATH_PORTABLE] = "native-portable", [PATH_AVX2] = "native-avx2", [PATH_AVX512] = "native-avx512"};
+    return PyModule_AddStringConstant(module, "IMPLEMENTATION", names[path_best()]);
 }
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, execute}, {0, NULL}};
