@@ -271,7 +271,8 @@ class _Exporter:
 
     def _node(self, node: Node) -> onnx.NodeProto:
         ins = [self._name(value) if value is not None else "" for value in node.ins]
-        outs = [self._name(value) if value in self.read else "" for value in node.outs]
+        first, *others = node.outs
+        outs = [self._name(first), *(self._name(value) if value in self.read else "" for value in others)]
         while not outs[-1]:
             outs.pop()
         return helper.make_node(node.op, ins, outs, **node.attrs)
@@ -333,7 +334,7 @@ def _evaluate(draft: Draft) -> Array:
         [numpy_helper.from_array(v.data, f"x{i}") for i, v in enumerate(draft.ins) if v and v.data is not None],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    results: Sequence[Array] = list(ReferenceEvaluator(model).run(None, {}))
+    results: Any = ReferenceEvaluator(model).run(None, {})
     return np.asarray(results[0], draft.dtype).reshape(draft.shape)
 
 

@@ -137,45 +137,63 @@ def _input_gradient(node: Node, g: Value) -> Value:
 
 def _weight_gradient(node: Node, g: Value) -> Value:
     x, window, group = node[0], window_of(node), node.attrs.get("group", 1)
-    patches = x.shape[0] * x.shape[1] * window.taps * int(np.prod(g.shape[2:]))
-    wide = x.shape[1] >= WIDE_CHANNELS and patches > PATCHES_IN_CACHE and window.taps > 1
     padded = x.pad(window.begins, window.ends)
-    if wide and group == 1:
-        return _per_tap(padded, g, window).reshape(node[1].shape)
-    return _by_patches(padded, g, window, group, node[1].shape)
+    if group > 1 or window.taps == 1:
+        return _product_per_sample(padded, g, window, group).reshape(node[1].shape)
+    patches = x.shape[0] * x.shape[1] * window.taps * int(np.prod(g.shape[2:]))
+    wide = x.shape[1] >= WIDE_CHANNELS and patches > PATCHES_IN_CACHE
+    channels_first = [1, 0, *range(2, x.rank)]
+    product = _product_per_tap if wide else _one_product
+    return product(padded.transpose(channels_first), g.transpose(channels_first), window).reshape(node[1].shape)
 
 
-def _per_tap(x: Value, g: Value, window: Window) -> Value:
-    """One product `g [M, N*L] @ x_tap [C, N*L]^T` per kernel tap, channels brought to the front once.
+def _product_per_tap(x: Value, g: Value, window: Window) -> Value:
+    """One product `g [M, N*L] @ x_tap [C, N*L]^T` per kernel tap, from padded `x` and `g`, channels first.
 
-    `x` is already padded. Returns `[M, C, taps]`.
+    Returns `[M, C, taps]`.
     """
-    m, c, graph = g.shape[1], x.shape[1], x.graph
-    front = [1, 0, *range(2, x.rank)]
-    rows, channels = g.transpose(front).reshape([m, -1]), x.transpose(front)
-    products = []
+    rows, products = g.reshape([g.shape[0], -1]), []
     for tap in itertools.product(*(range(k) for k in window.kernel)):
-        shifted = channels
+        shifted = x
         for axis, offset in enumerate(tap):
             shifted = _shifted(shifted, axis, offset, g, window)
-        products.append(graph.op("Gemm", rows, shifted.reshape([c, -1]), transB=1))
-    return graph.op("Concat", *products, axis=0).reshape([window.taps, m, c]).transpose([1, 2, 0])
+        products.append(x.graph.op("Gemm", rows, shifted.reshape([x.shape[0], -1]), transB=1))
+    stacked = x.graph.op("Concat", *products, axis=0)
+    return stacked.reshape([window.taps, g.shape[0], x.shape[0]]).transpose([1, 2, 0])
 
 
-def _by_patches(x: Value, g: Value, window: Window, group: int, shape: Sequence[int]) -> Value:
-    """Patches collected axis by axis, then one product per sample and group, summed over the samples.
+def _one_product(x: Value, g: Value, window: Window) -> Value:
+    """One product of `g [M, N*L]` with all patches `[taps*C, N*L]`; operands and result as per tap."""
+    m, columns = g.shape[0], _patches(x, g, window, 0)
+    product = x.graph.op("Gemm", g.reshape([m, -1]), columns.reshape([window.taps * x.shape[0], -1]), transB=1)
+    return product.reshape([m, window.taps, x.shape[0]]).transpose([0, 2, 1])
 
-    `x` is already padded; samples and groups share the batch axis of the product.
+
+def _product_per_sample(x: Value, g: Value, window: Window, group: int) -> Value:
+    """One product per sample and group (they share the batch axis), summed over the samples.
+
+    The smaller operand is the one transposed. Returns `[groups, M / groups, C / groups, taps]`.
     """
     n, m, c = x.shape[0], g.shape[1] // group, x.shape[1] // group
-    patches = x.reshape([n * group, c, *x.shape[2:]])
+    grouped = x.reshape([n * group, c, *x.shape[2:]])
+    columns = _patches(grouped, g, window, 1).reshape([n * group, window.taps * c, -1])
+    rows = g.reshape([n * group, m, -1])
+    if window.taps * c <= m:
+        total = (rows @ columns.transpose([0, 2, 1])).reshape([n, -1]).sum([0])
+        return total.reshape([group, m, window.taps, c]).transpose([0, 1, 3, 2])
+    total = (columns @ rows.transpose([0, 2, 1])).reshape([n, -1]).sum([0])
+    return total.reshape([group, window.taps, c, m]).transpose([0, 3, 2, 1])
+
+
+def _patches(x: Value, g: Value, window: Window, channel_axis: int) -> Value:
+    """The inputs of each window, taps before channels on `channel_axis`, gathered axis by axis.
+
+    Two short runs of slices for a k*k kernel instead of k*k of them.
+    """
     for axis in reversed(range(len(window.kernel))):
-        taps = [_shifted(patches, axis, offset, g, window) for offset in range(window.kernel[axis])]
-        patches = x.graph.op("Concat", *taps, axis=1) if len(taps) > 1 else taps[0]
-    columns = patches.reshape([n * group, window.taps * c, -1])
-    rows = g.reshape([n * group, m, -1]).transpose([0, 2, 1])
-    total = (columns @ rows).reshape([n, group * window.taps * c * m]).sum([0])
-    return total.reshape([group, window.taps, c, m]).transpose([0, 3, 2, 1]).reshape(shape)
+        taps = [_shifted(x, axis, offset, g, window) for offset in range(window.kernel[axis])]
+        x = x.graph.op("Concat", *taps, axis=channel_axis) if len(taps) > 1 else taps[0]
+    return x
 
 
 def _shifted(x: Value, axis: int, offset: int, g: Value, window: Window) -> Value:
