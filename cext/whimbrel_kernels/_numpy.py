@@ -8,7 +8,7 @@ index nor a loop bound, so that time depends on sizes and public values alone.
 import operator
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,10 @@ from nacl.bindings import crypto_aead_chacha20poly1305_ietf_encrypt
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
+
+    # NumPy's stubs call an array a buffer only from Python 3.12 on.
+    Readable: TypeAlias = ReadableBuffer | npt.NDArray[Any]
+    Writable: TypeAlias = WriteableBuffer | npt.NDArray[Any]
 
 IMPLEMENTATION = "numpy"
 
@@ -39,7 +43,7 @@ _BLOCKS_PER_PIECE = 4096
 # ---- ring Z_2^64 ---------------------------------------------------------------------------------
 
 
-def ring_add(acc: "WriteableBuffer", src: "ReadableBuffer", /) -> None:
+def ring_add(acc: "Writable", src: "Readable", /) -> None:
     """Add `src` to `acc`, both little-endian u64 words of any alignment, modulo 2^64.
 
     The buffers have equal sizes, a multiple of 8 bytes; they are the same or do not overlap.
@@ -49,13 +53,13 @@ def ring_add(acc: "WriteableBuffer", src: "ReadableBuffer", /) -> None:
     np.add(total, addend, out=total)
 
 
-def ring_sub(acc: "WriteableBuffer", src: "ReadableBuffer", /) -> None:
+def ring_sub(acc: "Writable", src: "Readable", /) -> None:
     """Subtract `src` from `acc`; arguments and errors as for `ring_add`."""
     total, addend = _word_pair(acc, src)
     np.subtract(total, addend, out=total)
 
 
-def _word_pair(acc: "WriteableBuffer", src: "ReadableBuffer") -> tuple[_U64, _U64]:
+def _word_pair(acc: "Writable", src: "Readable") -> tuple[_U64, _U64]:
     total, addend = _words(acc, "acc", writable=True), _words(src, "src")
     if total.size != addend.size:
         raise ValueError(f"src must have as many bytes as acc: {8 * addend.size} != {8 * total.size}")
@@ -65,7 +69,7 @@ def _word_pair(acc: "WriteableBuffer", src: "ReadableBuffer") -> tuple[_U64, _U6
 # ---- signed lanes --------------------------------------------------------------------------------
 
 
-def pack_lanes(out: "WriteableBuffer", lanes: "ReadableBuffer", bits: int, /) -> None:
+def pack_lanes(out: "Writable", lanes: "Readable", bits: int, /) -> None:
     """Pack int32 `lanes`, L = 64 // bits to a word, into u64 words: sum_k x_k * 2^(k*bits) mod 2^64.
 
     Two's complement with borrows: a negative lane takes from the lane above, so that sums of packed
@@ -85,7 +89,7 @@ def pack_lanes(out: "WriteableBuffer", lanes: "ReadableBuffer", bits: int, /) ->
     words[:] = total.view(np.uint64)
 
 
-def unpack_lanes(out: "WriteableBuffer", words: "ReadableBuffer", bits: int, /) -> None:
+def unpack_lanes(out: "Writable", words: "Readable", bits: int, /) -> None:
     """Decode u64 `words` to int32 lanes, the inverse of `pack_lanes` for lanes within bits - 1 bits.
 
     For each lane from the lowest: s = sign-extended low bits, then v = (v - s) >> bits.
@@ -107,7 +111,7 @@ def unpack_lanes(out: "WriteableBuffer", words: "ReadableBuffer", bits: int, /) 
 # ---- mask expansion: ChaCha20, RFC 8439 ----------------------------------------------------------
 
 
-def mask_add(acc: "WriteableBuffer", key: "ReadableBuffer", first_word: int, /) -> None:
+def mask_add(acc: "Writable", key: "Readable", first_word: int, /) -> None:
     """Add the mask's words first_word, first_word + 1, ... to `acc` (u64 words, modulo 2^64).
 
     The mask is the ChaCha20 keystream (RFC 8439) of the 32-byte `key` with nonce 0^12 and a counter
@@ -118,13 +122,13 @@ def mask_add(acc: "WriteableBuffer", key: "ReadableBuffer", first_word: int, /) 
     np.add(total, mask, out=total)
 
 
-def mask_sub(acc: "WriteableBuffer", key: "ReadableBuffer", first_word: int, /) -> None:
+def mask_sub(acc: "Writable", key: "Readable", first_word: int, /) -> None:
     """Subtract what `mask_add` adds; arguments and errors are the same."""
     total, mask = _masked_words(acc, key, first_word)
     np.subtract(total, mask, out=total)
 
 
-def _masked_words(acc: "WriteableBuffer", key: "ReadableBuffer", first_word: int) -> tuple[_U64, _U64]:
+def _masked_words(acc: "Writable", key: "Readable", first_word: int) -> tuple[_U64, _U64]:
     total = _words(acc, "acc", writable=True)
     secret = _exactly(key, "key", _KEY_BYTES)
     first = _integer(first_word, "first_word", 0, _STREAM_WORDS)
@@ -176,7 +180,7 @@ def _quarter_rounds(a: _U32, b: _U32, c: _U32, d: _U32) -> None:
 # ---- Shamir sharing over GF(2^16) = GF(2)[x] / (x^16 + x^12 + x^3 + x + 1) ----------------------
 
 
-def shamir_share(secret: "ReadableBuffer", coefficients: "ReadableBuffer", n: int, /) -> bytes:
+def shamir_share(secret: "Readable", coefficients: "Readable", n: int, /) -> bytes:
     """Share 32 bytes, sixteen little-endian symbols, among n members: 32 bytes for each, in order.
 
     The secret's symbols are constant terms; bytes 32(k-1)..32k-1 of `coefficients` are the sixteen
@@ -194,7 +198,7 @@ def shamir_share(secret: "ReadableBuffer", coefficients: "ReadableBuffer", n: in
     return (y ^ constant).astype("<u2").tobytes()
 
 
-def shamir_combine(xs: Iterable[int], shares: "ReadableBuffer", /) -> bytes:
+def shamir_combine(xs: Iterable[int], shares: "Readable", /) -> bytes:
     """Recover the 32-byte secret from shares (32 bytes each) at the distinct points xs, 1..65535.
 
     Lagrange interpolation at 0. With fewer shares than the threshold the result is an unrelated value:
@@ -246,9 +250,9 @@ def _gf_multiply(a: _U16, public: _U16) -> _U16:
 # ---- arguments -----------------------------------------------------------------------------------
 
 
-def _view(buffer: "ReadableBuffer", name: str, writable: bool) -> memoryview:
+def _view(buffer: "Readable", name: str, writable: bool) -> memoryview:
     try:
-        view = memoryview(buffer)
+        view = memoryview(cast("ReadableBuffer", buffer))
     except TypeError:
         raise TypeError(f"{name} must be a buffer, not {type(buffer).__name__}") from None
     if not view.c_contiguous:
@@ -258,28 +262,28 @@ def _view(buffer: "ReadableBuffer", name: str, writable: bool) -> memoryview:
     return view
 
 
-def _words(buffer: "ReadableBuffer", name: str, writable: bool = False) -> _U64:
+def _words(buffer: "Readable", name: str, writable: bool = False) -> _U64:
     view = _view(buffer, name, writable)
     if view.nbytes % 8:
         raise ValueError(f"{name} must be a multiple of 8 bytes: {view.nbytes}")
     return np.frombuffer(view, "<u8")
 
 
-def _int32(buffer: "ReadableBuffer", name: str, writable: bool = False) -> npt.NDArray[np.int32]:
+def _int32(buffer: "Readable", name: str, writable: bool = False) -> npt.NDArray[np.int32]:
     view = _view(buffer, name, writable)
     if view.itemsize != 4 or view.format.lstrip("@=<") not in ("i", "l"):
         raise TypeError(f"{name} must be a buffer of int32, not of format {view.format!r}")
     return np.frombuffer(view, "<i4")
 
 
-def _exactly(buffer: "ReadableBuffer", name: str, size: int) -> bytes:
+def _exactly(buffer: "Readable", name: str, size: int) -> bytes:
     view = _view(buffer, name, False)
     if view.nbytes != size:
         raise ValueError(f"{name} must be {size} bytes: {view.nbytes}")
     return view.tobytes()
 
 
-def _symbol_rows(buffer: "ReadableBuffer", name: str) -> _U16:
+def _symbol_rows(buffer: "Readable", name: str) -> _U16:
     view = _view(buffer, name, False)
     if view.nbytes % _SECRET_BYTES:
         raise ValueError(f"{name} must be a multiple of {_SECRET_BYTES} bytes: {view.nbytes}")
