@@ -11,7 +11,7 @@ from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.messages import Enrol, Enrolled, Renew
 from whimbrel_protocol.objects import Certificate, CertificateRequest
 
-from whimbrel_authority.issuing import Issuer, check_renewal
+from whimbrel_authority.issuing import Issuer, check_renewal, check_renewal_date
 from whimbrel_authority.ledger import Enrolment, Ledger
 
 
@@ -49,7 +49,7 @@ def renew(ledger: Ledger, issuer: Issuer, message: Renew, now: int) -> Enrolled:
     """
     request = issuer.check_request(message.request)
     certificate = issuer.check_certificate(message.certificate)
-    check_renewal(certificate, request, message.request, message.signature, now)
+    check_renewal(certificate, request, message.request, message.signature)
     with ledger.transaction():
         row = _claim(ledger, request)
         if row is None:
@@ -58,6 +58,7 @@ def renew(ledger: Ledger, issuer: Issuer, message: Renew, now: int) -> Enrolled:
             return _answer(row, issuer)
         if row.public_key != certificate.public_key:
             raise RuleError(Code.KEY_MISMATCH, "the certificate's key was replaced")
+        check_renewal_date(certificate, now)
         return _answer(_certify(ledger, issuer, request, message.request, now), issuer)
 
 

@@ -73,16 +73,18 @@ class Issuer:
         return certificate
 
 
-def check_renewal(
-    certificate: Certificate, request: CertificateRequest, request_bytes: bytes, signature: bytes, now: int
-) -> None:
-    """Check that the certificate's key asks for this request, and not more than 365 days after its certificate expired.
+def check_renewal(certificate: Certificate, request: CertificateRequest, request_bytes: bytes, signature: bytes) -> None:
+    """Check that the certificate's key asks for this request, for its own device.
 
-    Raises RuleError 209 for another device, 211 for a signature of another key, 224 past the time.
+    Raises RuleError 209 for another device, 211 for a signature of another key.
     """
     if certificate.device != request.device:
         raise RuleError(Code.KEY_MISMATCH, "the request and the certificate name different devices")
     if not verify(RENEW_KIND, certificate.public_key, request_bytes, signature):
         raise RuleError(Code.BAD_REQUEST_SIGNATURE, "the request is not signed by the certificate's key")
+
+
+def check_renewal_date(certificate: Certificate, now: int) -> None:
+    """Raise RuleError 224 more than 365 days after the certificate expired."""
     if now > certificate.not_after + RENEWAL_S:
         raise RuleError(Code.RENEWAL_TOO_LATE)
