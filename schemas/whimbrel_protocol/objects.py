@@ -20,6 +20,9 @@ ISSUER_BYTES = 8
 CAPS = 1
 WORD_BITS = 64
 
+# In a renewal the present key signs the new request, its signature included, under this kind.
+RENEW_KIND = "renew"
+
 
 @dataclass(frozen=True)
 class Certificate(SignedLayout):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from whimbrel_protocol.errors import Code, RuleError
-from whimbrel_protocol.objects import ISSUER_BYTES, Certificate, CertificateRequest
+from whimbrel_protocol.objects import ISSUER_BYTES, RENEW_KIND, Certificate, CertificateRequest
 from whimbrel_protocol.primitives import SigningKey, in_prime_subgroup, verify
 from whimbrel_protocol.signed import Policy
 
@@ -17,8 +17,6 @@ LIFETIME_S = 90 * DAY_S
 RENEWAL_S = 365 * DAY_S
 # A server admits only certificates that have been valid for ten minutes by its own clock; an hour covers any honest clock.
 BACKDATE_S = 3_600
-# What the old key signs in a renewal: "mw1/renew" || 0x00 || the request with its signature.
-RENEW_KIND = "renew"
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 from whimbrel_authority.cli import main
-from whimbrel_authority.issuing import RENEW_KIND
 from whimbrel_protocol.messages import Enrol, Renew
-from whimbrel_protocol.objects import CertificateRequest
+from whimbrel_protocol.objects import RENEW_KIND, CertificateRequest
 from whimbrel_protocol.primitives import SigningKey
 from whimbrel_protocol.signed import Policy
 
