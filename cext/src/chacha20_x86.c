@@ -14,8 +14,10 @@ typedef uint32_t u32x16 __attribute__((vector_size(64)));
 
 /* Without a rotate instruction, a byte shuffle does in one step what two shifts and an or do. */
 INLINED TARGET_AVX2 u32x8 rotate8(u32x8 x, const int n) {
-    const __m256i by16 = _mm256_set_epi64x(0x0D0C0F0E09080B0A, 0x0504070601000302, 0x0D0C0F0E09080B0A, 0x0504070601000302);
-    const __m256i by8 = _mm256_set_epi64x(0x0E0D0C0F0A09080B, 0x0605040702010003, 0x0E0D0C0F0A09080B, 0x0605040702010003);
+    const int64_t low16 = 0x0504070601000302, high16 = 0x0D0C0F0E09080B0A;
+    const int64_t low8 = 0x0605040702010003, high8 = 0x0E0D0C0F0A09080B;
+    const __m256i by16 = _mm256_set_epi64x(high16, low16, high16, low16);
+    const __m256i by8 = _mm256_set_epi64x(high8, low8, high8, low8);
     if (n == 16) return (u32x8)_mm256_shuffle_epi8((__m256i)x, by16);
     if (n == 8) return (u32x8)_mm256_shuffle_epi8((__m256i)x, by8);
     return (x << n) | (x >> (32 - n));
