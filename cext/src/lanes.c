@@ -32,16 +32,16 @@ INLINED void unpack(uint8_t *lanes, const uint8_t *packed, size_t words, unsigne
 }
 
 /* A constant width lets the compiler unroll a word; the widths named are those that waste fewest bits. */
-#define FOR_WIDTH(run, bits, ...)          \
-    switch (bits) {                        \
-        case 8: run(__VA_ARGS__, 8); break;\
-        case 9: run(__VA_ARGS__, 9); break;\
-        case 10: run(__VA_ARGS__, 10); break;\
-        case 12: run(__VA_ARGS__, 12); break;\
-        case 16: run(__VA_ARGS__, 16); break;\
-        case 21: run(__VA_ARGS__, 21); break;\
-        case 32: run(__VA_ARGS__, 32); break;\
-        default: run(__VA_ARGS__, bits);   \
+#define FOR_WIDTH(run, bits, ...)             \
+    switch (bits) {                           \
+        case 8: run(__VA_ARGS__, 8); break;   \
+        case 9: run(__VA_ARGS__, 9); break;   \
+        case 10: run(__VA_ARGS__, 10); break; \
+        case 12: run(__VA_ARGS__, 12); break; \
+        case 16: run(__VA_ARGS__, 16); break; \
+        case 21: run(__VA_ARGS__, 21); break; \
+        case 32: run(__VA_ARGS__, 32); break; \
+        default: run(__VA_ARGS__, bits);      \
     }
 
 void lanes_pack(uint8_t *out, const uint8_t *lanes, size_t words, unsigned bits) {
