@@ -1,0 +1,288 @@
+"""Local training and evaluation: the only module that touches onnxruntime.
+
+What belongs here: binding a plan's graph by role, and running its steps. What does not: which job is run and what becomes of
+the update (`lifecycle.py`). Weights and optimiser state live twice, as buffers of the runtime: step k reads the first set and
+writes the second, step k+1 the reverse, so that nothing is copied or allocated between two steps.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from whimbrel_protocol.delta import decompress
+from whimbrel_protocol.errors import Code, ProtocolError
+from whimbrel_protocol.messages import Binding, PlanBody
+from whimbrel_protocol.signed import VersionHeader
+
+from whimbrel.actions import Float32, TrainingJob
+from whimbrel.examples import Array, Examples
+
+_GRAPH_MAX = 64 * 2**20
+_LOSS = "@loss"
+
+
+class Trainer:
+    """The steps of one job on one set of examples; between any two slices it can be saved.
+
+    Raises ProtocolError 504 for too few examples, 508 for a plan that the runtime does not take.
+    """
+
+    def __init__(self, job: TrainingJob, examples: Examples, threads: int = 1, low_memory: bool = False) -> None:
+        least = max(job.body.min_examples, 1)
+        if examples.count < least:
+            raise ProtocolError(Code.TOO_FEW_EXAMPLES, f"{examples.count} examples, {least} are needed")
+        self._job, self._examples = job, examples
+        self._seed, self._spent_s, self.steps = job.seed, 0.0, 0
+        self._graph = _StepGraph(job, threads, low_memory)
+        self._per_epoch = -(-examples.count // job.body.batch)
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+        self._busy = threading.Lock()
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are taken: the header's epochs, or fewer by its step or time limit, but at least one."""
+        header, total = self._job.header, self._job.header.epochs * self._per_epoch
+        if header.max_steps:
+            total = min(total, header.max_steps)
+        late = header.time_budget_ms > 0 and 1000 * self._spent_s >= header.time_budget_ms
+        return self.steps >= max(total, 1) or (late and self.steps > 0)
+
+    def run(self, slice_s: float) -> float:
+        """Take steps until all are done or `slice_s` seconds have passed, at least one; return the seconds taken.
+
+        Raises ProtocolError 503 where the loss is no longer finite, 502 where the runtime refuses the examples.
+        """
+        with self._busy:
+            begin = time.perf_counter()
+            elapsed = 0.0
+            while not self.done and (elapsed < slice_s or not elapsed):
+                self._step()
+                elapsed = time.perf_counter() - begin
+            self._spent_s += elapsed
+            return elapsed
+
+    def _step(self) -> None:
+        epoch, batch = divmod(self.steps, self._per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, _shuffled(self._seed, epoch, self._examples.count)
+        size = self._job.body.batch
+        loss = self._graph.step(self._examples, self._order[batch * size : (batch + 1) * size])
+        if not np.isfinite(loss):
+            raise ProtocolError(Code.NOT_FINITE, f"the loss of step {self.steps} is {loss}")
+        self.steps += 1
+
+    def update(self) -> Float32:
+        """Return trained - base, flat in plan order, scaled down to the header's clip bound (L2) if it has one.
+
+        Raises ProtocolError 503 where a parameter is not finite.
+        """
+        pairs = zip(self._graph.parameters(), self._job.base, strict=True)
+        flat = np.concatenate([(new - old).ravel() for new, old in pairs]).astype(np.float32)
+        norm = float(np.linalg.norm(flat.astype(np.float64)))
+        if not np.isfinite(norm):
+            raise ProtocolError(Code.NOT_FINITE, "a trained parameter is not finite")
+        clip = self._job.header.clip
+        return flat if not 0 < clip < norm else (flat * np.float32(clip / norm)).astype(np.float32)
+
+    def save(self) -> bytes:
+        """Return a checkpoint: everything that `resume` needs to go on as if nothing had happened."""
+        numbers = np.array([self.steps, self._examples.count], np.int64)
+        names = [np.frombuffer(raw, np.uint8) for raw in (self._job.basis, self._seed)]
+        out = io.BytesIO()
+        np.savez(out, *names, numbers, np.float64(self._spent_s), *self._graph.buffers())
+        return out.getvalue()
+
+    def resume(self, checkpoint: bytes) -> bool:
+        """Go on from a checkpoint; False, and nothing changed, where it is not one of this job with as many examples."""
+        try:
+            with np.load(io.BytesIO(checkpoint), allow_pickle=False) as saved:
+                basis, seed, numbers, spent, *buffers = (saved[name] for name in saved.files)
+        except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile):
+            return False
+        if basis.tobytes() != self._job.basis or int(numbers[1]) != self._examples.count:
+            return False
+        self._graph.fill(buffers)
+        self._seed, self._spent_s, self.steps, self._epoch = seed.tobytes(), float(spent), int(numbers[0]), -1
+        return True
+
+
+def _shuffled(seed: bytes, epoch: int, count: int) -> npt.NDArray[np.int64]:
+    """Return a permutation that depends on the seed and the epoch alone, so that a checkpoint needs no generator state."""
+    mixed = np.random.SeedSequence([int.from_bytes(seed, "little"), epoch])
+    return np.random.Generator(np.random.PCG64(mixed)).permutation(count)
+
+
+class _StepGraph:
+    """The train-step graph with its buffers."""
+
+    def __init__(self, job: TrainingJob, threads: int, low_memory: bool) -> None:
+        body = job.body
+        self._session = open_graph(body.train_graph, body.inputs, body.outputs, (threads, low_memory))
+        self._batch = _BatchBuffers(body.inputs, body.batch)
+        start = [*job.base, *(np.full(one.shape, one.default, one.dtype) for one in _of(body.inputs, "state"))]
+        moving = [*_of(body.inputs, "param"), *_of(body.inputs, "state")]
+        renewed = [*_of(body.outputs, "param"), *_of(body.outputs, "state")]
+        self._sets = (_values(start), _values(start))
+        self._constants = _constants(job)
+        self._metrics = {one.name: _value(np.zeros(one.shape, one.dtype)) for one in _of(body.outputs, "metric")}
+        names = [(a.name, b.name) for a, b in zip(moving, renewed, strict=True)]
+        self._bindings = [self._bind(names, *order) for order in ((0, 1), (1, 0))]
+        self._turn, self._count = 0, len(job.base)
+
+    def _bind(self, names: Sequence[tuple[str, str]], source: int, target: int) -> Any:
+        binding = self._session.io_binding()
+        for (name, new), old_value, new_value in zip(names, self._sets[source], self._sets[target], strict=True):
+            binding.bind_ortvalue_input(name, old_value)
+            binding.bind_ortvalue_output(new, new_value)
+        for name, value in {**self._batch.values, **self._constants}.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in self._metrics.items():
+            binding.bind_ortvalue_output(name, value)
+        return binding
+
+    def step(self, examples: Examples, rows: npt.NDArray[np.int64]) -> float:
+        """Take one step on these rows and return its loss before the update."""
+        self._batch.fill(examples, rows)
+        run(self._session, self._bindings[self._turn])
+        self._turn = 1 - self._turn
+        return float(self._metrics[_LOSS].numpy())
+
+    def parameters(self) -> list[Float32]:
+        """Return the newest parameters, in plan order."""
+        return [value.numpy() for value in self._sets[self._turn][: self._count]]
+
+    def buffers(self) -> list[Array]:
+        """Return the newest parameters and optimiser state."""
+        return [value.numpy() for value in self._sets[self._turn]]
+
+    def fill(self, arrays: Sequence[Array]) -> None:
+        """Put back what `buffers` returned."""
+        for value, array in zip(self._sets[self._turn], arrays, strict=True):
+            value.update_inplace(np.ascontiguousarray(array))
+
+
+class _BatchBuffers:
+    """One static buffer an input of a batch; a short batch is padded with rows of weight 0, which change nothing."""
+
+    def __init__(self, inputs: Sequence[Binding], batch: int) -> None:
+        bindings = [one for role in ("data", "label", "weight") for one in _of(inputs, role)]
+        self._arrays = {one.name: np.zeros((batch, *one.shape[1:]), one.dtype) for one in bindings}
+        self.values = {name: _value(array) for name, array in self._arrays.items()}
+
+    def fill(self, examples: Examples, rows: npt.NDArray[np.int64]) -> None:
+        for name, array in self._arrays.items():
+            array[: len(rows)] = examples.columns[name][rows]
+            array[len(rows) :] = 0
+            self.values[name].update_inplace(array)
+
+
+def _constants(job: TrainingJob) -> dict[str, Any]:
+    """Return what stays the same over all steps: FedProx's anchors and the header's hyper-parameters."""
+    anchors = zip(_of(job.body.inputs, "anchor"), job.base, strict=False)
+    values = {one.name: _value(array) for one, array in anchors}
+    for one in _of(job.body.inputs, "hyper"):
+        values[one.name] = _value(np.array(_hyper(job.header, one), one.dtype))
+    return values
+
+
+def _hyper(header: VersionHeader, binding: Binding) -> float:
+    given = {"@lr": header.lr, "@momentum": header.momentum, "@mu": header.mu, "@weight_decay": header.weight_decay}
+    return given.get(binding.name, binding.default)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Weighted means over all examples: the loss, and the share of right classes where the plan counts them (else None)."""
+
+    loss: float
+    accuracy: float | None
+    weight: float
+
+
+class Evaluator:
+    """A plan's evaluation graph: what a model is worth on examples. Raises ProtocolError 508 as `Trainer` does."""
+
+    def __init__(self, body: PlanBody, threads: int = 1, low_memory: bool = False) -> None:
+        self._body = body
+        self._session = open_graph(body.eval_graph, body.eval_inputs, body.eval_outputs, (threads, low_memory))
+
+    def evaluate(self, parameters: Sequence[Float32], examples: Examples) -> Metrics:
+        """Return the metrics of `parameters` (plan order and shapes). Raises ProtocolError 504 without examples."""
+        if not examples.count:
+            raise ProtocolError(Code.TOO_FEW_EXAMPLES, "no examples to evaluate on")
+        batch = _BatchBuffers(self._body.eval_inputs, self._body.batch)
+        weights = {one.name: _value(array) for one, array in zip(self._parameters(), parameters, strict=True)}
+        sums = {one.name: _value(np.zeros(one.shape, one.dtype)) for one in self._body.eval_outputs}
+        binding = self._session.io_binding()
+        for name, value in {**batch.values, **weights}.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in sums.items():
+            binding.bind_ortvalue_output(name, value)
+        totals = dict.fromkeys(sums, 0.0)
+        for first in range(0, examples.count, self._body.batch):
+            batch.fill(examples, np.arange(first, min(first + self._body.batch, examples.count)))
+            run(self._session, binding)
+            totals = {name: total + float(sums[name].numpy()) for name, total in totals.items()}
+        return _metrics(totals)
+
+    def _parameters(self) -> list[Binding]:
+        return _of(self._body.eval_inputs, "param")
+
+
+def _metrics(totals: Mapping[str, float]) -> Metrics:
+    weight = max(totals["@weight_sum"], 1e-12)
+    correct = totals.get("@correct_sum")
+    return Metrics(totals["@loss_sum"] / weight, None if correct is None else correct / weight, totals["@weight_sum"])
+
+
+def open_graph(graph: bytes, inputs: Sequence[Binding], outputs: Sequence[Binding], how: tuple[int, bool]) -> Any:
+    """Return a session on a compressed graph; `how` is (threads, low_memory).
+
+    Raises ProtocolError 508 where the runtime refuses it or its inputs and outputs are not the plan's.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.enable_cpu_mem_arena = how[0], not how[1]
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would burn battery
+    try:
+        session = ort.InferenceSession(decompress(graph, _GRAPH_MAX), options, providers=["CPUExecutionProvider"])
+    except ProtocolError:
+        raise
+    except Exception as error:  # the runtime's own classes share no other parent
+        raise ProtocolError(Code.PLAN_UNSUPPORTED, f"the runtime refuses the graph: {error}") from error
+    for kind, nodes, table in (("input", session.get_inputs(), inputs), ("output", session.get_outputs(), outputs)):
+        names = {one.name for one in table}
+        if {node.name for node in nodes} != names:
+            raise ProtocolError(Code.PLAN_UNSUPPORTED, f"the graph's {kind}s are not the plan's {sorted(names)}")
+    return session
+
+
+def run(session: Any, binding: Any) -> None:
+    """Run a bound graph once. Raises ProtocolError 502 with the runtime's words: the graph was accepted, so it is the data."""
+    try:
+        session.run_with_iobinding(binding)
+    except Exception as error:  # the runtime's own classes share no other parent
+        raise ProtocolError(Code.DATA_UNUSABLE, f"the runtime stopped: {error}") from error
+
+
+def _of(bindings: Iterable[Binding], role: str) -> list[Binding]:
+    return [one for one in bindings if one.role == role]
+
+
+def _value(array: Array) -> Any:
+    """Return a buffer of the runtime with a copy of the array: the runtime may use an array's own memory in place."""
+    return ort.OrtValue.ortvalue_from_numpy(np.array(array, order="C", copy=True))
+
+
+def _values(arrays: Sequence[Array]) -> list[Any]:
+    return [_value(array) for array in arrays]
