@@ -1,0 +1,1 @@
+"""What a server must not forget: three small protocols (`protocols.py`) and their back ends."""
