@@ -1,0 +1,115 @@
+"""A listener: one aiohttp application on one port, with what an open network needs before a handler is reached.
+
+What belongs here: connection limits and time-outs, numbered answers to bytes that are not HTTP. What does not: routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+from whimbrel_protocol.errors import Code, ProtocolError
+
+from whimbrel_server.problems import Answer
+
+logger = logging.getLogger("whimbrel.http")
+
+# After a refusal the rest of the body is read for this long, so that the client gets to see the answer.
+_LINGER_S = 2.0
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a listener grants: connections at once, and seconds for the first request and between two."""
+
+    connections: int
+    idle_s: float
+
+
+class _Connection(web.RequestHandler):
+    """aiohttp's connection, with a limit on silence before the first request, and errors that have a number."""
+
+    __slots__ = ("_answer", "_first", "_terms")
+
+    def __init__(self, server: web.Server, terms: Terms, answer: Answer, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._terms, self._answer = terms, answer
+        self._first: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._first = asyncio.get_running_loop().call_later(self._terms.idle_s, self.force_close)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.requested()
+        super().connection_lost(exc)
+
+    def requested(self) -> None:
+        """Note that a whole request head arrived."""
+        if self._first is not None:
+            self._first.cancel()
+            self._first = None
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer bytes that are not a request, and what escaped the application's own middleware."""
+        if status >= 500:
+            logger.error("unforeseen", exc_info=exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer was sent already")
+        code = Code.INTERNAL if status >= 500 else Code.BAD_REQUEST
+        response = self._answer(ProtocolError(code, "" if status >= 500 else "not a well-formed HTTP request"))
+        response.force_close()
+        return response
+
+
+@web.middleware
+async def note_request(request: web.Request, handler: Any) -> web.StreamResponse:
+    """End the limit on silence: from here on aiohttp's keep-alive limit holds."""
+    if isinstance(request.protocol, _Connection):
+        request.protocol.requested()
+    response: web.StreamResponse = await handler(request)
+    return response
+
+
+@asynccontextmanager
+async def listening(app: web.Application, host: str, port: int, terms: Terms, answer: Answer) -> AsyncIterator[str]:
+    """Serve `app` while the block runs; yields its URL with the port that was found."""
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    loop = asyncio.get_running_loop()
+
+    def connection() -> asyncio.Protocol:
+        manager = runner.server
+        if manager is None or len(manager.connections) >= terms.connections:
+            return _Refused()
+        options = {"loop": loop, "access_log": None, "auto_decompress": False, "lingering_time": _LINGER_S}
+        return _Connection(manager, terms, answer, keepalive_timeout=terms.idle_s, **options)
+
+    try:
+        server = await loop.create_server(connection, host, port, backlog=1024)
+    except OSError as error:
+        await runner.cleanup()
+        raise ProtocolError(Code.CONFIGURATION, f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    try:
+        yield f"http://{host}:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        await runner.cleanup()
+
+
+class _Refused(asyncio.Protocol):
+    """A connection beyond the limit: closed at once, so that the others keep their memory."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
