@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from whimbrel_kernels import pack_lanes, unpack_lanes
 
 from whimbrel_protocol.errors import Code, RuleError
+from whimbrel_protocol.masks import WORD_BYTES
 from whimbrel_protocol.objects import VectorSpec
 from whimbrel_protocol.primitives import sha256
 from whimbrel_protocol.trust import demand
 
 # First and last word of each vector: only a true sum of k vectors has k times it in both.
 CANARY = 0xA5C3
-_WORD = 8
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ def pack(spec: VectorSpec, update: NDArray[np.integer], weight: int) -> bytes:
     head = [1, *_limbs(spec, weight)]
     lanes[: len(head)] = head
     lanes[len(head) : len(head) + spec.d] = update
-    run = bytearray(_WORD * (spec.words - 2))
+    run = bytearray(WORD_BYTES * (spec.words - 2))
     pack_lanes(run, lanes.data, spec.bits)
-    canary = CANARY.to_bytes(_WORD, "little")
+    canary = CANARY.to_bytes(WORD_BYTES, "little")
     return canary + bytes(run) + canary
 
 
@@ -92,11 +92,11 @@ def decode_sum(spec: VectorSpec, words: bytes, survivors: int) -> WindowSum:
     Raises RuleError SPOILED_SUM where a canary, the count, a weight limb, a value or the unused lanes are not what a sum of so
     many honest vectors can hold: at least one of them was garbage or the masks were not all removed.
     """
-    _demand_sum(len(words) == _WORD * spec.words, f"{spec.words} words are needed, not {len(words)} bytes")
-    canary = (survivors * CANARY).to_bytes(_WORD, "little")
-    _demand_sum(words[:_WORD] == canary and words[-_WORD:] == canary, "a canary is wrong")
+    _demand_sum(len(words) == WORD_BYTES * spec.words, f"{spec.words} words are needed, not {len(words)} bytes")
+    canary = (survivors * CANARY).to_bytes(WORD_BYTES, "little")
+    _demand_sum(words[:WORD_BYTES] == canary and words[-WORD_BYTES:] == canary, "a canary is wrong")
     lanes = np.zeros(spec.lanes * (spec.words - 2), np.int32)
-    unpack_lanes(lanes.data, memoryview(words)[_WORD:-_WORD], spec.bits)
+    unpack_lanes(lanes.data, memoryview(words)[WORD_BYTES:-WORD_BYTES], spec.bits)
     start = 1 + spec.weight_limbs
     limbs, values, unused = lanes[1:start], lanes[start : start + spec.d], lanes[start + spec.d :]
     _demand_sum(int(lanes[0]) == survivors, f"the count lane is {lanes[0]}, not {survivors}")

@@ -1,8 +1,8 @@
 """What may be believed of the authority's objects: certificates, the policy, plans. The rules of masking protocol section 1.4.
 
-Here belong the judgements that are the same on a device, a server and an authority, each with its own error number. They are
-pure: the time, the root key and the highest serial seen are arguments. What a window's messages must satisfy belongs in `checks.py`.
-Times are Unix seconds.
+Here belong the judgements that are the same on a device, a server and an authority, each with its own error number.
+They are pure: the time, the root key and the highest serial seen are arguments. What a window's messages must satisfy
+belongs in `checks.py`. Times are Unix seconds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def dates_hold(certificate: Certificate, now: int, skew: int = 0) -> bool:
 def accept_certificate(data: bytes, root: bytes, policy: Policy, now: int, skew: int = SKEW_S) -> Certificate:
     """The certificate, if it is the fleet's, valid now and not revoked.
 
-    Raises WireError for bytes that are none, RuleError OTHER_FLEET, BAD_CERTIFICATE, CERTIFICATE_EXPIRED, CERTIFICATE_REVOKED.
+    Raises WireError for bytes that are none, RuleError OTHER_FLEET, BAD_CERTIFICATE, CERTIFICATE_EXPIRED,
+    CERTIFICATE_REVOKED.
     """
     certificate = Certificate.decode(data)
     demand(certificate.fleet == policy.fleet, Code.OTHER_FLEET)
@@ -69,8 +70,8 @@ def accept_policy(
     """The policy, if the root signed it for this fleet and its numbers protect.
 
     `highest_serial` is the highest ever accepted (0 for none): the caller persists it. Raises WireError for bytes that are
-    none, RuleError OTHER_FLEET, BAD_POLICY, POLICY_ROLLED_BACK, POLICY_EXPIRED (past its date, or dated more than 30 days ahead), or
-    POLICY_TOO_WEAK (gamma above 1/3, n_min below the floor, a cohort with fewer than four honest survivors).
+    none, RuleError OTHER_FLEET, BAD_POLICY, POLICY_ROLLED_BACK, POLICY_EXPIRED (past its date, or dated more than 30 days
+    ahead), or POLICY_TOO_WEAK (gamma above 1/3, n_min below the floor, a cohort with fewer than four honest survivors).
     """
     policy = Policy.decode(data)
     demand(policy.fleet == fleet, Code.OTHER_FLEET)
@@ -94,8 +95,8 @@ def _demand_strength(policy: Policy, least_cohort: int) -> None:
 def accept_plan(data: bytes, policy: Policy, task: str, now: int, highest_serial: int) -> Plan:
     """The plan, if a plan signer of the policy signed it for this fleet and task.
 
-    `highest_serial` is the highest ever accepted for the task (0 for none). Raises WireError for bytes that are none, RuleError
-    OTHER_FLEET, BAD_PLAN, PLAN_OTHER_TASK, PLAN_ROLLED_BACK, PLAN_EXPIRED, PLAN_UNMASKED.
+    `highest_serial` is the highest ever accepted for the task (0 for none). Raises WireError for bytes that are none,
+    RuleError OTHER_FLEET, BAD_PLAN, PLAN_OTHER_TASK, PLAN_ROLLED_BACK, PLAN_EXPIRED, PLAN_UNMASKED.
     """
     plan = Plan.decode(data)
     demand(plan.fleet == policy.fleet, Code.OTHER_FLEET)
