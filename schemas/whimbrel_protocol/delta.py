@@ -48,14 +48,19 @@ Lattice = tuple[LatticeTensor, ...]
 def step_exponent(values: npt.NDArray[np.floating], fraction: float) -> int:
     """Return the exponent of the greatest power of two at most `fraction` times the root mean square of `values`.
 
-    The exponent is raised where |integers| would otherwise reach 2**24. A tensor of zeros gets a step of 2**-24.
+    The exponent is raised where |integers| would otherwise reach 2**24. A tensor of zeros gets a step of 2**-24. Raises
+    WireError 103 where a value is not finite.
     """
-    rms = float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0
-    if rms == 0.0:
+    peak = float(np.max(np.abs(values), initial=0.0))
+    if not math.isfinite(peak):
+        raise WireError(Code.BAD_DELTA, "a parameter is not finite")
+    if peak == 0.0:
         return -24
-    peak = float(np.max(np.abs(values)))
-    finest = math.ceil(math.log2(peak / (LIMIT - 1)))
-    return max(math.floor(math.log2(fraction * rms)), finest, -126)
+    # Scaled by the peak, so that neither the squares of large values overflow nor those of small ones vanish.
+    mean_square = float(np.mean(np.square(values.astype(np.float64) / peak)))
+    coarsest = math.floor(math.log2(fraction) + math.log2(peak) + math.log2(mean_square) / 2)
+    finest = math.ceil(math.log2(peak) - math.log2(LIMIT - 1))
+    return max(coarsest, finest, -126)
 
 
 def quantise(values: npt.NDArray[np.floating], exponent: int) -> LatticeTensor:
@@ -63,7 +68,7 @@ def quantise(values: npt.NDArray[np.floating], exponent: int) -> LatticeTensor:
     scaled = np.rint(np.ldexp(values.astype(np.float64).ravel(), -exponent))
     if not np.all(np.isfinite(scaled)) or (scaled.size and float(np.max(np.abs(scaled))) >= LIMIT):
         raise WireError(Code.BAD_DELTA, f"a parameter is not finite or exceeds 2**24 steps of 2**{exponent}")
-    return LatticeTensor(exponent, scaled.astype(np.int64))
+    return _checked(LatticeTensor(exponent, scaled.astype(np.int64)), "a parameter")
 
 
 def model_hash(tensors: Sequence[Float32]) -> bytes:
@@ -99,6 +104,8 @@ def apply(change: ModelDelta, shapes: Mapping[str, tuple[int, ...]], old: Lattic
     """
     if change.snapshot == (old is not None) or len(change.tensors) != len(shapes):
         raise WireError(Code.BAD_DELTA, "a delta needs the version that it starts from, a snapshot none, both every tensor")
+    if old is not None and [tensor.integers.size for tensor in old] != [math.prod(shape) for shape in shapes.values()]:
+        raise WireError(Code.BAD_DELTA, "the version that the delta starts from has other shapes")
     result = []
     for index, (name, shape) in enumerate(shapes.items()):
         tensor = change.tensors[index]

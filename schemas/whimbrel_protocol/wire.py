@@ -9,7 +9,6 @@ means is judged elsewhere.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import fields
 from enum import IntEnum
 from functools import cache
@@ -27,7 +26,10 @@ fb: Any = whimbrel_generated
 
 CONTENT_TYPE = "application/vnd.whimbrel.v1+flatbuffers"
 IDENTIFIER = b"WHB1"
+# What is stored as a blob may be larger than what a call carries: a snapshot takes about three bytes a parameter.
 MESSAGE_MAX = 16 * 2**20
+BLOB_MAX = 2**30
+_BLOBS = {m.PlanBody, m.ModelDelta}
 
 # Sizes that the fixed-layout blobs have (see objects.py), and the greatest cohort that a spec allows.
 CERT, ENTRY, PARAMS, SIG, HASH, DEVICE = 172, 404, 72, 64, 32, 16
@@ -51,7 +53,8 @@ _SECONDS: Limit = (0, MONTH_S)
 _BITMAP: Limit = (1, BITMAP)
 _FEW: Limit = (0, 4096)
 
-# Bytes and text: least and greatest length in bytes. Tuples: number of items. Integers: value.
+# Bytes and text: least and greatest length in bytes. Tuples: number of items. Numbers: value. Only enums, flags and inner
+# messages have none.
 LIMITS: dict[type, dict[str, Limit]] = {
     m.Enrol: {"request": (64, 1024), "token": (1, 256)},
     m.Renew: {"request": (64, 1024), "certificate": _exactly(CERT), "signature": _exactly(SIG)},
@@ -116,7 +119,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
     },
     m.Accepted: {},
     m.Failure: {"number": (1, 65_535), "detail": (0, 1024), "come_back_s": _SECONDS},
-    m.Binding: {"role": _NAME, "name": (1, 512), "dtype": _NAME, "shape": (0, 16)},
+    m.Binding: {"role": _NAME, "name": (1, 512), "dtype": _NAME, "shape": (0, 16), "default": (-(2**127), 2**127)},
     m.PlanBody: {
         "loss": _NAME,
         "batch": (1, 65_536),
@@ -180,7 +183,7 @@ def _kind(name: str, hint: Any) -> _Kind:
     return _Kind(accessor, hint, None, False)
 
 
-def _check(cls: type, name: str, number: int, limit: Limit) -> None:
+def _check(cls: type, name: str, number: float, limit: Limit) -> None:
     if not limit[0] <= number <= limit[1]:
         wanted = f"{limit[0]}" if limit[0] == limit[1] else f"{limit[0]} to {limit[1]}"
         raise WireError(Code.OUT_OF_RANGE, f"{cls.__name__}.{name}: {number}, not {wanted}")
@@ -195,8 +198,9 @@ def decode(data: bytes | bytearray | memoryview, *types: type[T]) -> T:
     Raises WireError: 100 if the bytes are not a message, 101 if it is one of another kind, 102 if a length or value is outside
     its limits.
     """
-    if len(data) > MESSAGE_MAX:
-        raise WireError(Code.OUT_OF_RANGE, f"a message of {len(data)} bytes, not at most {MESSAGE_MAX}")
+    largest = BLOB_MAX if set(types) <= _BLOBS else MESSAGE_MAX
+    if len(data) > largest:
+        raise WireError(Code.OUT_OF_RANGE, f"a message of {len(data)} bytes, not at most {largest}")
     try:
         kind, table = _root(bytes(data))
         cls = _BODIES.get(kind)
@@ -206,7 +210,7 @@ def decode(data: bytes | bytearray | memoryview, *types: type[T]) -> T:
             raise WireError(Code.UNEXPECTED_MESSAGE, f"{cls.__name__}, not {' or '.join(t.__name__ for t in types)}")
         view = getattr(fb, cls.__name__)()
         view.Init(table.Bytes, table.Pos)
-        value: T = _read(cls, view)
+        value: T = _Reader(len(data)).read(cls, view)
     except _CORRUPT as error:
         raise WireError(Code.MALFORMED, f"not a whimbrel message: {type(error).__name__}") from error
     return value
@@ -222,60 +226,69 @@ def _root(data: bytes) -> tuple[int, Any]:
     return envelope.BodyType(), table
 
 
-def _read(cls: type, view: Any) -> Any:
-    values = {name: _read_field(cls, name, kind, view) for name, kind in _kinds(cls).items()}
-    return cls(**values)
+class _Reader:
+    """Reads one message of `size` bytes, and no more bytes than that in all.
 
+    Offsets of hostile bytes may all point at the same large vector; a writer never makes such, and a small message must not
+    fill the memory.
+    """
 
-def _read_field(cls: type, name: str, kind: _Kind, view: Any) -> Any:
-    limit = LIMITS[cls].get(name)
-    if kind.type is tuple:
-        return _read_items(cls, name, kind, view)
-    if kind.type is bytes:
-        length = getattr(view, kind.accessor + "Length")()
-        _check(cls, name, length, limit or _U64)
-        return getattr(view, kind.accessor + "AsNumpy")().tobytes() if length else b""
-    value = getattr(view, kind.accessor)()
-    if kind.type is str:
-        raw = value or b""
-        _check(cls, name, len(raw), limit or _TEXT)
-        return raw.decode()
-    if kind.type in LIMITS:
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def read(self, cls: type, view: Any) -> Any:
+        return cls(**{name: self._field(cls, name, kind, view) for name, kind in _kinds(cls).items()})
+
+    def _take(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0:
+            raise WireError(Code.MALFORMED, "parts of the message overlap")
+
+    def _field(self, cls: type, name: str, kind: _Kind, view: Any) -> Any:
+        if kind.type is tuple:
+            return self._items(cls, name, kind, view)
+        if kind.type is bytes:
+            length = getattr(view, kind.accessor + "Length")()
+            _check(cls, name, length, LIMITS[cls][name])
+            self._take(length)
+            return getattr(view, kind.accessor + "AsNumpy")().tobytes() if length else b""
+        value = getattr(view, kind.accessor)()
+        if kind.type is str:
+            return self._text(cls, name, value or b"", LIMITS[cls][name])
+        if kind.type in LIMITS:
+            return self._inner(cls, name, kind, value)
+        if not issubclass(kind.type, IntEnum | bool):
+            _check(cls, name, value, LIMITS[cls][name])
+        return kind.type(value)
+
+    def _inner(self, cls: type, name: str, kind: _Kind, value: Any) -> Any:
         if value is None and not kind.optional:
             raise WireError(Code.MALFORMED, f"{cls.__name__}.{name} is missing")
-        return None if value is None else _read(kind.type, value)
-    return _read_scalar(cls, name, kind, value)
+        return None if value is None else self.read(kind.type, value)
 
+    def _text(self, cls: type, name: str, raw: bytes, limit: Limit) -> str:
+        _check(cls, name, len(raw), limit)
+        self._take(len(raw))
+        return raw.decode()
 
-def _read_scalar(cls: type, name: str, kind: _Kind, value: Any) -> Any:
-    if issubclass(kind.type, IntEnum):
-        return kind.type(value)
-    limit = LIMITS[cls].get(name)
-    if limit is not None:
-        _check(cls, name, value, limit)
-    return kind.type(value)
+    def _items(self, cls: type, name: str, kind: _Kind, view: Any) -> tuple[Any, ...]:
+        count = getattr(view, kind.accessor + "Length")()
+        _check(cls, name, count, LIMITS[cls][name])
+        self._take(2 * count)  # the least that an item takes in the vector
+        return tuple(self._item(cls, name, kind, getattr(view, kind.accessor)(j)) for j in range(count))
 
-
-def _read_items(cls: type, name: str, kind: _Kind, view: Any) -> tuple[Any, ...]:
-    count = getattr(view, kind.accessor + "Length")()
-    _check(cls, name, count, LIMITS[cls][name])
-    item = getattr(view, kind.accessor)
-    if kind.item in LIMITS:
-        return tuple(_read(kind.item, item(j)) for j in range(count))
-    one = _item_reader(kind.item)
-    values = tuple(one(item(j)) for j in range(count))
-    limit = _ITEM_LIMITS[cls, name]
-    for value in values:
-        _check(cls, name, value if isinstance(value, int) else len(value), limit)
-    return values
-
-
-def _item_reader(item: type) -> Callable[[Any], Any]:
-    if item is bytes:
-        return lambda blob: blob.DataAsNumpy().tobytes()
-    if item is str:
-        return lambda raw: raw.decode()
-    return int
+    def _item(self, cls: type, name: str, kind: _Kind, value: Any) -> Any:
+        if kind.item in LIMITS:
+            return self.read(kind.item, value)
+        limit = _ITEM_LIMITS[cls, name]
+        if kind.item is str:
+            return self._text(cls, name, value, limit)
+        if kind.item is int:
+            _check(cls, name, value, limit)
+            return int(value)
+        _check(cls, name, value.DataLength(), limit)
+        self._take(value.DataLength())
+        return value.DataAsNumpy().tobytes()
 
 
 # --- encoding -------------------------------------------------------------------------------------------------------
@@ -290,9 +303,12 @@ def encode(message: m.Message) -> bytes:
         fb.EnvelopeAddBodyType(builder, getattr(fb.Body, type(message).__name__))
         fb.EnvelopeAddBody(builder, body)
         builder.Finish(fb.EnvelopeEnd(builder), file_identifier=IDENTIFIER)
-        return bytes(builder.Output())
+        data = bytes(builder.Output())
     except _CORRUPT as error:
         raise WireError(Code.OUT_OF_RANGE, f"{type(message).__name__} cannot be written: {error}") from error
+    if len(data) > (BLOB_MAX if type(message) in _BLOBS else MESSAGE_MAX):
+        raise WireError(Code.OUT_OF_RANGE, f"{type(message).__name__} takes {len(data)} bytes")
+    return data
 
 
 def _write(builder: Any, value: Any) -> int:
@@ -310,28 +326,31 @@ def _write(builder: Any, value: Any) -> int:
 
 def _write_field(builder: Any, cls: type, name: str, kind: _Kind, value: Any) -> Any:
     """Return what the table's slot takes: an offset for whatever lies outside the table, the value itself for scalars."""
-    limit = LIMITS[cls].get(name)
     if value is None and kind.optional:
         return None
-    if isinstance(value, bytes | str):
-        raw = value.encode() if isinstance(value, str) else value
-        _check(cls, name, len(raw), limit or _TEXT)
-        return builder.CreateString(value) if isinstance(value, str) else builder.CreateByteVector(raw)
-    if kind.type is tuple:
-        _check(cls, name, len(value), LIMITS[cls][name])
-        return _write_items(builder, cls, name, kind, value)
     if kind.type in LIMITS:
         return _write(builder, value)
-    if limit is not None:
-        _check(cls, name, value, limit)
+    if issubclass(kind.type, IntEnum | bool):
+        return kind.type(value)
+    limit = LIMITS[cls][name]
+    if kind.type is tuple:
+        _check(cls, name, len(value), limit)
+        return _write_items(builder, cls, name, kind, value)
+    if kind.type in (bytes, str):
+        return _write_bytes(builder, cls, name, value, limit)
+    _check(cls, name, value, limit)
     return value
 
 
+def _write_bytes(builder: Any, cls: type, name: str, value: Any, limit: Limit) -> int:
+    raw = value.encode() if isinstance(value, str) else value
+    _check(cls, name, len(raw), limit)
+    offset: int = builder.CreateString(value) if isinstance(value, str) else builder.CreateByteVector(raw)
+    return offset
+
+
 def _write_items(builder: Any, cls: type, name: str, kind: _Kind, values: tuple[Any, ...]) -> int:
-    limit = _ITEM_LIMITS.get((cls, name))
-    for value in values if limit else ():
-        _check(cls, name, value if isinstance(value, int) else len(value), limit or _U64)
-    offsets = [_write_item(builder, kind.item, value) for value in values]
+    offsets = [_write_item(builder, cls, name, kind.item, value) for value in values]
     getattr(fb, f"{cls.__name__}Start{kind.accessor}Vector")(builder, len(values))
     prepend = builder.PrependUOffsetTRelative
     if kind.item is int:
@@ -342,19 +361,16 @@ def _write_items(builder: Any, cls: type, name: str, kind: _Kind, values: tuple[
     return end
 
 
-def _write_item(builder: Any, item: type, value: Any) -> int:
-    if item is str:
-        text: int = builder.CreateString(value)
-        return text
-    if item is bytes:
-        return _write_blob(builder, value)
+def _write_item(builder: Any, cls: type, name: str, item: type, value: Any) -> int:
+    if item in LIMITS:
+        return _write(builder, value)
+    limit = _ITEM_LIMITS[cls, name]
     if item is int:
+        _check(cls, name, value, limit)
         return int(value)
-    return _write(builder, value)
-
-
-def _write_blob(builder: Any, value: bytes) -> int:
-    data = builder.CreateByteVector(value)
+    if item is str:
+        return _write_bytes(builder, cls, name, value, limit)
+    data = _write_bytes(builder, cls, name, value, limit)
     fb.BlobStart(builder)
     fb.BlobAddData(builder, data)
     blob: int = fb.BlobEnd(builder)
