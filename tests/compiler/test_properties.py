@@ -71,6 +71,14 @@ def test_no_weight_at_all_is_a_step_of_zero() -> None:
     np.testing.assert_equal({name: outputs[f"{name}@new"] for name in RUN.start}, RUN.start)
 
 
+def test_only_ratios_of_weights_matter() -> None:
+    """A mean, not a sum: tiny weights give the same loss and gradient."""
+    x, label, _ = examples(9, 4)
+    weight = np.array([1.0, 2.0, 0.5, 1.5], np.float32)
+    assert RUN(x, label, weight * 1e-6)["@loss"] == pytest.approx(RUN(x, label, weight)["@loss"], rel=1e-5)
+    assert_close(RUN.gradients(x, label, weight * 1e-6), RUN.gradients(x, label, weight))
+
+
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=10, deadline=None)
 def test_batch_of_two_k_is_the_mean_of_two_of_k(seed: int) -> None:
@@ -259,3 +267,15 @@ def test_multilabel_axes_and_batch_dims() -> None:
     step = compile_step(text_model(body), SPEC)
     assert [b.shape for b in step.inputs if b.role in ("label", "weight")] == [(4, 5), (4, 5)]
     assert compile_step(mlp(1, [3, 2]), replace(SPEC, dims={"x": (4, 3)})).inputs[0].shape == (4, 3)
+
+
+def test_equal_maxima_share_the_gradient() -> None:
+    """The bias under a pool over constant data counts once a window, not once an element."""
+    body = (
+        "net (float[N,1,4,4] x) => (float[N,1,2,2] y) <float[1,1,1,1] k = {1.0}, float[1] b = {0.0}> {"
+        "  c = Conv (x, k, b)  y = MaxPool <kernel_shape=[2,2], strides=[2,2]> (c) }"
+    )
+    model = text_model(body)
+    run = Runner(StepSpec("mse", "sgd", 1), model)
+    found = run.gradients(np.ones((1, 1, 4, 4), np.float32), np.zeros((1, 1, 2, 2), np.float32), np.ones(1, np.float32))
+    np.testing.assert_allclose(found["b"], [2.0])  # d/db of the mean of (1 + b)^2

@@ -25,8 +25,7 @@ def proximal(parameter: Value, gradient: Value, anchor: Value, mu: Value) -> Val
 def sgd(parameter: Value, gradient: Value, hypers: Mapping[str, Value]) -> Value:
     """p - lr g; where g is one matrix product the step is fused into it and g is never stored."""
     node, rate = gradient.node, hypers["@lr"]
-    plain = node is not None and node.op == "Gemm" and not node.has(2) and "alpha" not in node.attrs
-    if node is None or not plain or gradient.shape != parameter.shape:
+    if node is None or node.op != "Gemm" or node.has(2) or gradient.shape != parameter.shape:
         return parameter - rate * gradient
     small, large = sorted((node[0], node[1]), key=lambda value: value.size)
     scaled = small * -rate
