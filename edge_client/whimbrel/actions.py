@@ -16,6 +16,7 @@ import numpy.typing as npt
 from whimbrel_protocol.messages import BlobRef, Message, PlanBody
 from whimbrel_protocol.signed import VersionHeader
 
+from whimbrel.device_policy import Cost
 from whimbrel.records import DeviceState
 
 Float32 = npt.NDArray[np.float32]
@@ -96,13 +97,20 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """May this be spent? Answer: what the app's `DevicePolicy.allow` says."""
+
+    cost: Cost
+
+
+@dataclass(frozen=True)
 class Sleep:
     """Nothing to do until then (Unix seconds on the device's clock). Answer: None, not before."""
 
     until: float
 
 
-Action = Send | Fetch | Upload | Persist | Load | Train | Sleep
+Action = Ask | Send | Fetch | Upload | Persist | Load | Train | Sleep
 
 T = TypeVar("T")
 Script = Generator[Action, Any, T]

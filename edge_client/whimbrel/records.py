@@ -27,14 +27,18 @@ class UpdateState(StrEnum):
     SPENT = "spent"  # a byte of it may have left: only a certificate frees it
     CONTRIBUTED = "contributed"  # a certificate or a receipt counts it
     FREED = "freed"  # a certificate says that it was not counted: it may join again
-    LOST = "lost"  # it can no longer be used
+
+
+UNSENT = (UpdateState.TRAINED, UpdateState.JOINED, UpdateState.FREED)
+"""The states in which an update may join a window."""
 
 
 @dataclass(frozen=True)
 class UpdateRecord:
     """One update. `basis` fixes everything that it was trained from; `words_sha256` its packed vector in the journal.
 
-    `spent` is the protocol's SpentRecord in its JSON form, present from the moment a byte may leave.
+    An update that can no longer be used has no record: its words are deleted with it. `spent` is the protocol's SpentRecord in
+    its JSON form, present from the moment a byte may leave until a certificate decides.
     """
 
     update_id: bytes
@@ -84,6 +88,10 @@ class TaskMemory:
     def model_file(self) -> str:
         """Where the held model lies in the state directory, as a snapshot message."""
         return f"models/{self.model_hash.hex()}"
+
+    def contributed_to(self, version: int, model_hash: bytes) -> bool:
+        """Whether this base, or a later one, was contributed to: versions only grow, so an older one is a repeat."""
+        return any(version <= one.version or model_hash == one.model_hash for one in self.contributions)
 
 
 @dataclass(frozen=True)
