@@ -187,9 +187,11 @@ class Member:
 
         The caller stores the record, and with it that the update is spent, before it asks for the first masked byte.
         """
-        return self._answer(MemberEvent.U2, message, lambda: self._take_shares(message))
+        self._answer(MemberEvent.U2, message, lambda: self._take_shares(message))
+        # Not the stored answer: a vote may have been cast since, and a record without it would allow a second one.
+        return self.record
 
-    def _take_shares(self, message: U2) -> SpentRecord:
+    def _take_shares(self, message: U2) -> None:
         cohort, i, secrets = self.record.cohort, self.record.i, self._held
         u2 = check_u2(message, cohort.n, i, cohort.s_min)
         for at, j in enumerate(j for j in u2 if j != i):
@@ -201,7 +203,6 @@ class Member:
         demand(len(secrets.shares) >= cohort.s_min, Code.U2_SHARES_MISSING, held)
         self._record = replace(self.record, tau1=tau1_of(cohort.tau0, message.bitmap), u2=message.bitmap)
         secrets.masks = self._masks(u2, secrets)
-        return self.record
 
     def _masks(self, u2: tuple[int, ...], secrets: _Secrets) -> MaskKeys:
         i, tau1 = self.record.i, self.record.tau1
@@ -255,21 +256,16 @@ class Member:
         """
         if message.abort:
             return self.abort_vote()
-        return self._vote(MemberEvent.SURVIVORS, message, lambda: self.record.commit(self._key, message))
+        return self._answer(MemberEvent.SURVIVORS, message, lambda: self._keep(self.record.commit(self._key, message)))
 
     def abort_vote(self) -> Vote:
         """The vote for an abort; nothing else leaves this member afterwards.
 
         The caller stores `record` before the vote leaves.
         """
-        vote = self._vote(MemberEvent.ABORT, None, lambda: self.record.abort(self._key))
+        vote = self._answer(MemberEvent.ABORT, None, lambda: self._keep(self.record.abort(self._key)))
         self._secrets = None
         return vote
-
-    def _vote(self, event: MemberEvent, body: object, cast_vote: Callable[[], SpentRecord]) -> Vote:
-        if self._record is not None and self._record.vote is not None:
-            demand(event in self._answers, Code.VOTED_BEFORE)
-        return self._answer(event, body, lambda: self._keep(cast_vote()))
 
     def _keep(self, record: SpentRecord) -> Vote:
         self._record = record
@@ -298,12 +294,15 @@ class Member:
 
     def on_done(self, message: Done) -> None:
         """Take the receipt; the last answer is dropped. Raises RuleError DONE_LANE for another lane's, changing nothing."""
-        if self.state is MemberState.DONE:
-            return
-        self._machine.demand(MemberEvent.DONE)
+        self._machine.counted(lambda: self._finish(message))
+
+    def _finish(self, message: Done) -> Outcome:
         demand(message.lane == self._entry.lane, Code.DONE_LANE)
+        if self.state is MemberState.DONE:
+            return Outcome.REPEATED
         self._machine.advance(MemberEvent.DONE)
         self._answers.clear()
+        return Outcome.ACCEPTED
 
     def on_certificate(self, message: Quorum) -> Verdict:
         """What a certificate means for the update; an abort ends the window here. Raises RuleError where it proves nothing."""
