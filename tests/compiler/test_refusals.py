@@ -60,9 +60,13 @@ def test_an_attribute_without_a_gradient_is_refused_with_its_reason() -> None:
         compile_step(text_model(body), SPEC)
 
 
-def changed(body: str, old: str, new: str) -> onnx.ModelProto:
+def changed(body: str, old: str, new: str, opset: int = 17) -> onnx.ModelProto:
     assert old in body
-    return text_model(body.replace(old, new))
+    return text_model(body.replace(old, new), opset)
+
+
+def ended_by(last: str, opset: int = 17) -> onnx.ModelProto:
+    return changed(PLAIN, "y = Gemm <transB=1> (x, w, b)", f"z = Gemm <transB=1> (x, w, b)  y = {last}", opset)
 
 
 def with_external_weight() -> onnx.ModelProto:
@@ -102,6 +106,14 @@ REFUSED: dict[str, tuple[str, Any, StepSpec]] = {
         SPEC,
     ),
     "old opset": ("opset", lambda: text_model(PLAIN, opset=6), SPEC),
+    "operator newer than the target": ("opset", lambda: changed(PLAIN, "Gemm <transB=1> (x, w, b)", "Swish (x)", 24), SPEC),
+    "type without shape inference": ("shape-inference", lambda: ended_by("Cast <to=23> (z)", 23), SPEC),
+    "text constant": ("constant", lambda: ended_by('Constant <value_string = "a"> ()'), SPEC),
+    "unread output": (
+        "extra-output",
+        lambda: changed(PLAIN, "y = Gemm <transB=1> (x, w, b)", "z, m = Dropout (x) c = Cast <to=1> (m) y = Gemm (c, w)"),
+        SPEC,
+    ),
     "external data": ("external-data", with_external_weight, SPEC),
     "foreign operator": ("foreign-operator", foreign, SPEC),
     "control flow": ("control-flow", with_if, SPEC),

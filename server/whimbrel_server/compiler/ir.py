@@ -216,7 +216,7 @@ class Graph:
                 opset_imports=[helper.make_opsetid("", OPSET)],
                 ir_version=IR_VERSION,
             )
-        except (defs.SchemaError, shape_inference.InferenceError) as error:
+        except (defs.SchemaError, shape_inference.InferenceError, onnx.checker.ValidationError) as error:
             shapes = [value.shape for value in known.values()]
             where = f"{name} (node {self.origin!r}) on shapes {shapes}"
             raise CompileError("shape-inference", f"{where}: {error}") from error

@@ -80,7 +80,7 @@ def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
         raise CompileError("opset", f"the model uses opset {opset}; export it with opset {OLDEST_OPSET} to {OPSET}")
     try:
         return version_converter.convert_version(model, OPSET)
-    except RuntimeError as error:
+    except (RuntimeError, version_converter.ConvertError) as error:
         raise CompileError("opset", f"opset {opset} cannot be brought to {OPSET}: {error}") from error
 
 
@@ -207,9 +207,9 @@ def _declared_shape(tensor: onnx.TypeProto.Tensor) -> list[int | None]:
 
 def _read_node(graph: Graph, node: onnx.NodeProto, values: dict[str, Value], train: set[str]) -> None:
     graph.origin = node.name or node.output[0]
-    attrs = {attr.name: _attribute(node, attr) for attr in node.attribute}
+    attrs = {attr.name: _attribute(attr, f"{node.op_type} (node {graph.origin!r})") for attr in node.attribute}
     if node.op_type == "Constant":
-        values[node.output[0]] = _weight(graph, node.output[0], _constant(node, attrs), train)
+        values[node.output[0]] = _weight(graph, node.output[0], _constant(attrs, graph.origin), train)
         return
     if node.domain not in STANDARD_DOMAINS:
         raise CompileError(
@@ -234,9 +234,9 @@ def _lower(graph: Graph, node: onnx.NodeProto, ins: Sequence[Value | None], attr
     return graph.multi(node.op_type, *ins, outputs=len(node.output), **attrs)
 
 
-def _attribute(node: onnx.NodeProto, attr: onnx.AttributeProto) -> Any:
+def _attribute(attr: onnx.AttributeProto, where: str) -> Any:
     if attr.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
-        raise CompileError("control-flow", f"{node.op_type} (node {node.name!r}) contains a graph, not supported")
+        raise CompileError("control-flow", f"{where} contains a graph: branches and loops are not compiled")
     value = helper.get_attribute_value(attr)
     if isinstance(value, bytes):
         return value.decode()
@@ -245,11 +245,11 @@ def _attribute(node: onnx.NodeProto, attr: onnx.AttributeProto) -> Any:
     return value
 
 
-def _constant(node: onnx.NodeProto, attrs: Mapping[str, Any]) -> Array:
+def _constant(attrs: Mapping[str, Any], origin: str) -> Array:
     ((name, value),) = attrs.items()
     if name == "value":
         return numpy_helper.to_array(value)
     dtypes = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
     if name not in dtypes:
-        raise CompileError("constant", f"Constant (node {node.name!r}) with {name!r} is not supported")
+        raise CompileError("constant", f"Constant (node {origin!r}) with {name!r} is not supported")
     return np.array(value, dtypes[name])
