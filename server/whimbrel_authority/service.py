@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_protocol.messages import Enrol, Enrolled, Failure, Renew
 from whimbrel_protocol.objects import Certificate
@@ -32,6 +32,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Clock = Callable[[], float]
 
 BODY_MAX = 4_096
+BODY_S = 10.0
 _LOG = logging.getLogger(__name__)
 _HTTP = {404: Code.NOT_FOUND, 405: Code.METHOD_NOT_ALLOWED, 413: Code.TOO_LARGE}
 
@@ -87,7 +88,7 @@ async def serve(directory: Directory, host: str, port: int, ready: Callable[[str
     stop = asyncio.Event()
     for each in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(each, stop.set)
-    runner = web.AppRunner(make_app(directory), access_log=None)
+    runner = web.AppRunner(make_app(directory), access_log=None, auto_decompress=False)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()
@@ -112,9 +113,13 @@ async def _renew(request: web.Request) -> web.Response:
 
 
 async def _body(request: web.Request) -> bytes:
-    if request.content_type != CONTENT_TYPE:
-        raise ProtocolError(Code.WRONG_CONTENT_TYPE, f"{request.content_type}, not {CONTENT_TYPE}")
-    return await request.read()
+    if request.content_type != CONTENT_TYPE or hdrs.CONTENT_ENCODING in request.headers:
+        raise ProtocolError(Code.WRONG_CONTENT_TYPE, f"the body is {CONTENT_TYPE}, not encoded further")
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await request.read()
+    except TimeoutError:
+        raise ProtocolError(Code.UPLOAD_TOO_SLOW) from None
 
 
 async def _issue(request: web.Request, message: Enrol | Renew) -> web.Response:
@@ -138,6 +143,8 @@ async def _failures(request: web.Request, handler: Handler) -> web.StreamRespons
         return await handler(request)
     except ProtocolError as error:
         return _failure(error.code, error.detail)
+    except web.RequestPayloadError as error:
+        return _failure(Code.BAD_REQUEST, str(error))
     except web.HTTPException as error:
         return _failure(_HTTP.get(error.status, Code.BAD_REQUEST), error.reason)
     except Exception:

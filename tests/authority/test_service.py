@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from aiohttp.test_utils import TestServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nacl.bindings import crypto_core_ed25519_add
+from whimbrel_authority import service
 from whimbrel_authority.keys import Directory
 from whimbrel_authority.service import make_app
 from whimbrel_protocol.errors import Code, ProtocolError
@@ -289,6 +291,37 @@ async def test_calls_that_are_none(desk: Desk) -> None:
     assert await desk.refused(b"", "/v1/policy") is Code.METHOD_NOT_ALLOWED
     status, body = await desk.send("/v1/enrol", b"{}", "application/json")
     assert (status, decode(body, Failure).number) == (415, Code.WRONG_CONTENT_TYPE)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Encoding: deflate\r\nContent-Length: 5",
+        b"Content-Encoding: gzip\r\nContent-Length: 5",
+        b"Transfer-Encoding: chunked",
+        b"Content-Length: -5",
+        b"Content-Length: 5\r\nExpect: nonsense",
+        b"Content-Type: application/json\r\nContent-Length: 5",
+    ],
+)
+async def test_http_that_is_wrong_is_the_callers_failure(desk: Desk, head: bytes) -> None:
+    assert 400 <= await status_of(desk, head + b"\r\n\r\nabcde\r\nabcde") < 500
+
+
+async def test_a_body_that_never_comes_is_given_up(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "BODY_S", 0.05)
+    assert await status_of(desk, b"Content-Length: 9\r\n\r\n") == 408
+
+
+async def status_of(desk: Desk, rest: bytes) -> int:
+    """Send an enrolment whose head goes on with `rest`, byte for byte, and return the answer's status."""
+    reader, writer = await asyncio.open_connection(desk.server.host, desk.server.port)
+    writer.write(f"POST /v1/enrol HTTP/1.1\r\nHost: a\r\nContent-Type: {CONTENT_TYPE}\r\n".encode() + rest)
+    status = int((await reader.readline()).split()[1])
+    writer.transport.abort()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+    return status
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
