@@ -109,25 +109,24 @@ class _Differentiated:
 def compile_step(model: onnx.ModelProto, spec: StepSpec) -> TrainStep:
     """The train step of `model`; raises CompileError."""
     done = _differentiate(model, spec)
-    inputs = _InputTable(done)
-    hypers = inputs.hypers(optim.HYPERS[spec.optimizer])
+    inputs, optimizer = _InputTable(done), optim.OPTIMIZERS[spec.optimizer]
+    hypers = inputs.hypers(optimizer.hypers)
     if spec.proximal:
         hypers |= inputs.hypers({"@mu": 0.0})
-    states: dict[str, Value] = {}
-    updated: dict[str, Value] = {}
+    new_parameters: list[_Output] = []
+    new_states: list[_Output] = []
     for name, gradient in done.gradients.items():
         done.source.graph.origin = name
         parameter = done.source.weights[name]
         if spec.proximal:
-            gradient = optim.proximal(parameter, gradient, inputs.beside(parameter, "anchor"), hypers["@mu"])
-        if spec.optimizer == "momentum":
-            velocity = inputs.beside(parameter, "state")
-            updated[name], states[velocity.name] = optim.momentum(parameter, gradient, velocity, hypers)
-        else:
-            updated[name] = optim.sgd(parameter, gradient, hypers)
-    outputs = _renewed("param", updated) + _renewed("state", states)
-    outputs += [("metric", name, value) for name, value in {"@loss": done.loss, **done.sums}.items()]
-    return TrainStep(**_export(done, inputs.table(), outputs, "train_step"))
+            anchor = inputs.beside(parameter, "anchor", "anchor", None)
+            gradient = optim.proximal(parameter, gradient, anchor, hypers["@mu"])
+        states = {suffix: inputs.beside(parameter, "state", suffix, 0.0) for suffix in optimizer.states}
+        updated, moved = optimizer.update(parameter, gradient, states, hypers)
+        new_parameters.append(("param", f"{name}@new", updated))
+        new_states += [("state", f"{name}@{suffix}@new", value) for suffix, value in moved.items()]
+    reported: list[_Output] = [("metric", name, value) for name, value in {"@loss": done.loss, **done.sums}.items()]
+    return TrainStep(**_export(done, inputs.table(), new_parameters + new_states + reported, "train_step"))
 
 
 def compile_eval(model: onnx.ModelProto, spec: StepSpec) -> EvalStep:
@@ -166,8 +165,8 @@ def export_inference(model: onnx.ModelProto, params: Mapping[str, Array]) -> onn
 def _check_spec(spec: StepSpec) -> None:
     if spec.loss not in LOSSES:
         raise CompileError("spec", f"loss {spec.loss!r} is none of {sorted(LOSSES)}")
-    if spec.optimizer not in optim.HYPERS:
-        raise CompileError("spec", f"optimizer {spec.optimizer!r} is none of {sorted(optim.HYPERS)}")
+    if spec.optimizer not in optim.OPTIMIZERS:
+        raise CompileError("spec", f"optimizer {spec.optimizer!r} is none of {sorted(optim.OPTIMIZERS)}")
     if spec.batch < 1:
         raise CompileError("spec", f"batch is {spec.batch}, at least 1 is needed")
 
@@ -227,9 +226,8 @@ class _InputTable:
         self._rows["hyper"] += [(values[name], default) for name, default in defaults.items()]
         return values
 
-    def beside(self, parameter: Value, role: Literal["state", "anchor"]) -> Value:
-        """A new input of the parameter's type: `<param>@m` for state (zero at start), `<param>@anchor`."""
-        suffix, default = ("m", 0.0) if role == "state" else ("anchor", None)
+    def beside(self, parameter: Value, role: Role, suffix: str, default: float | None) -> Value:
+        """A new input `<param>@<suffix>` of the parameter's type and shape."""
         value = self._graph.input(f"{parameter.name}@{suffix}", parameter.dtype, parameter.shape)
         self._rows[role].append((value, default))
         return value
@@ -239,10 +237,6 @@ class _InputTable:
 
 
 _Output = tuple[Role, str, Value]
-
-
-def _renewed(role: Role, values: Mapping[str, Value]) -> list[_Output]:
-    return [(role, f"{name}@new", value) for name, value in values.items()]
 
 
 def _export(
