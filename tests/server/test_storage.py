@@ -156,10 +156,10 @@ class TestRounds:
         await rounds.open_window(window("given up"))
         await rounds.close_window(window("given up").tau0, "aborted", {"shares": 2}, 11.0)
         assert await rounds.certificate(window("given up").tau0) is None
-        await rounds.fix_abort(window("given up").tau0, b"abort", 12.0)
+        await rounds.fix_abort(window("given up").tau0, b"abort", {"shares": 1}, 12.0)
         assert await rounds.certificate(window("given up").tau0) == b"abort"
         done = await finished(rounds, window("done"))
-        await refused(Code.OUT_OF_TURN, rounds.fix_abort(done, b"abort", 12.0))
+        await refused(Code.OUT_OF_TURN, rounds.fix_abort(done, b"abort", {"shares": 1}, 12.0))
         assert await rounds.certificate(done) == b"quorum"
 
     async def test_recovery_finds_exactly_what_was_promised(self, rounds: Rounds) -> None:
@@ -227,7 +227,7 @@ def call(rounds: Rounds, step: tuple, now: float) -> Awaitable[object]:
         "fix_u2": lambda: rounds.fix_u2(tau0, b"\1", now),
         "fix_survivors": lambda: rounds.fix_survivors(tau0, b"\1", [EventRecord("masked", 0, b"h")], h("masked"), now),
         "fix_quorum": lambda: rounds.fix_quorum(tau0, b"quorum", now),
-        "fix_abort": lambda: rounds.fix_abort(tau0, b"abort", now),
+        "fix_abort": lambda: rounds.fix_abort(tau0, b"abort", {"shares": 1}, now),
         "finish_window": lambda: rounds.finish_window(tau0, OUTCOME, now),
         "fail": lambda: rounds.close_window(tau0, "failed", {"unmask": 3}, now),
         "abandon": lambda: rounds.close_window(tau0, "aborted", {"masked": 3}, now),

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import weakref
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -144,10 +144,11 @@ class MemoryRounds:
     async def fix_quorum(self, tau0: bytes, quorum: bytes, now: float) -> None:
         self._advance(tau0, "fix_quorum", quorum=quorum)
 
-    async def fix_abort(self, tau0: bytes, certificate: bytes, now: float) -> None:
-        self._advance(tau0, "fix_abort", abort=certificate, closed_at=now)
+    async def fix_abort(self, tau0: bytes, certificate: bytes, dropped: Mapping[str, int], now: float) -> None:
+        self._advance(tau0, "fix_abort", abort=certificate, dropped=dict(dropped), closed_at=now)
+        self._events.pop(tau0, None)
 
-    async def close_window(self, tau0: bytes, state: str, dropped: dict[str, int], now: float) -> None:
+    async def close_window(self, tau0: bytes, state: str, dropped: Mapping[str, int], now: float) -> None:
         self._advance(tau0, "fail" if state == "failed" else "abandon", dropped=dict(dropped), closed_at=now)
 
     async def finish_window(self, tau0: bytes, outcome: WindowOutcome, now: float) -> None:
@@ -185,13 +186,13 @@ class MemoryRounds:
             tasks=tuple(await self.tasks()),
             current={task: versions[-1] for task, versions in self._versions.items() if versions},
             assignments=tuple(sorted(valid, key=lambda a: (a.expires, a.id))),
-            unfinished=tuple([(w, tuple(await self.events(w.tau0))) for w in windows if w.state in records.UNFINISHED]),
+            unfinished=tuple([(w, tuple(await self.events(w.tau0))) for w in windows if _unfinished(w, now)]),
             unapplied={name: tuple(w for w in done if w.task == name) for name in sorted(self._tasks)},
             recent=tuple(w for w in windows if w.opened_at > now - records.ENTRY_LIFE_S),
         )
 
     async def prune(self, now: float) -> int:
-        before = now - 86400 * records.CERTIFICATE_DAYS
+        before = now - records.CERTIFICATE_S
         expired = [key for key, assignment in self._assignments.items() if assignment.expires < now]
         for key in expired:
             del self._assignments[key]
@@ -209,6 +210,11 @@ class MemoryRounds:
         for window in self._windows.values():
             found |= {value for value in (window.masked_sum, window.sum_sha256) if value is not None}
         return found
+
+
+def _unfinished(window: WindowRecord, now: float) -> bool:
+    votes_wanted = window.state == "aborted" and window.abort is None and (window.closed_at or 0) > now - records.CERTIFICATE_S
+    return window.state in records.UNFINISHED or votes_wanted
 
 
 class MemoryBlobs:

@@ -8,7 +8,7 @@ Every verb may raise RuleError STORAGE_FULL or DATA_DAMAGED besides what it stat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from whimbrel_server.storage.records import (
@@ -83,13 +83,13 @@ class Rounds(Protocol):
     async def fix_quorum(self, tau0: bytes, quorum: bytes, now: float) -> None:
         """Keep the commit certificate."""
 
-    async def fix_abort(self, tau0: bytes, certificate: bytes, now: float) -> None:
-        """Keep the abort certificate."""
+    async def fix_abort(self, tau0: bytes, certificate: bytes, dropped: Mapping[str, int], now: float) -> None:
+        """Keep the abort certificate and drop what only the window's running needed."""
 
     async def finish_window(self, tau0: bytes, outcome: WindowOutcome, now: float) -> None:
         """Keep a window's sum and drop what only its running needed."""
 
-    async def close_window(self, tau0: bytes, state: str, dropped: dict[str, int], now: float) -> None:
+    async def close_window(self, tau0: bytes, state: str, dropped: Mapping[str, int], now: float) -> None:
         """End a window without a sum: `aborted` (given up before the quorum) or `failed` (after it)."""
 
     async def window(self, tau0: bytes) -> WindowRecord | None:

@@ -23,7 +23,7 @@ TRANSITIONS: Mapping[str, tuple[frozenset[str], str]] = {
     "fail": (frozenset({"unmask"}), "failed"),
 }
 UNFINISHED = ("share", "mask", "vote", "unmask")
-CERTIFICATE_DAYS = 30
+CERTIFICATE_S = 30 * 86_400.0
 ENTRY_LIFE_S = 1800.0  # a join entry lives 15 minutes, give or take the clocks; twice that is safe
 
 
@@ -139,7 +139,11 @@ class EventRecord:
 
 @dataclass(frozen=True)
 class Recovery:
-    """All that a starting server needs, in one consistent reading."""
+    """All that a starting server needs, in one consistent reading.
+
+    `unfinished` are the windows that go on, each with its messages, those included that were given up and still want abort
+    votes; `unapplied` are done and in no version yet, in order of their end; `recent` opened within `ENTRY_LIFE_S`.
+    """
 
     policy: bytes | None
     tasks: tuple[TaskRecord, ...]

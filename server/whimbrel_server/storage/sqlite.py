@@ -205,12 +205,18 @@ class SqliteRounds:
     async def fix_quorum(self, tau0: bytes, quorum: bytes, now: float) -> None:
         await self._advance(tau0, "fix_quorum", quorum=quorum)
 
-    async def fix_abort(self, tau0: bytes, certificate: bytes, now: float) -> None:
-        await self._advance(tau0, "fix_abort", abort=certificate, closed_at=now)
-
-    async def close_window(self, tau0: bytes, state: str, dropped: dict[str, int], now: float) -> None:
+    async def close_window(self, tau0: bytes, state: str, dropped: Mapping[str, int], now: float) -> None:
         verb = "fail" if state == "failed" else "abandon"
-        await self._advance(tau0, verb, dropped=json.dumps(dropped), closed_at=now)
+        await self._advance(tau0, verb, dropped=json.dumps(dict(dropped)), closed_at=now)
+
+    async def fix_abort(self, tau0: bytes, certificate: bytes, dropped: Mapping[str, int], now: float) -> None:
+        columns = {"abort": certificate, "dropped": json.dumps(dict(dropped)), "closed_at": now}
+
+        def work(db: sqlite3.Connection) -> None:
+            _advance(db, tau0, "fix_abort", columns)
+            db.execute("DELETE FROM events WHERE tau0 = ?", (tau0,))
+
+        await self._writer.run(work)
 
     async def finish_window(self, tau0: bytes, outcome: WindowOutcome, now: float) -> None:
         o = outcome
@@ -244,7 +250,7 @@ class SqliteRounds:
         return await self._read(lambda db: _recover(db, now))
 
     async def prune(self, now: float) -> int:
-        before = now - 86400 * records.CERTIFICATE_DAYS
+        before = now - records.CERTIFICATE_S
 
         def work(db: sqlite3.Connection) -> int:
             old = "closed_at IS NOT NULL AND closed_at < ?"
@@ -317,7 +323,9 @@ def _events(db: sqlite3.Connection, tau0: bytes) -> list[EventRecord]:
 def _recover(db: sqlite3.Connection, now: float) -> Recovery:
     current = "(task, version) IN (SELECT task, max(version) FROM versions GROUP BY task)"
     states = ", ".join(f"'{state}'" for state in records.UNFINISHED)
-    unfinished = _records(db, WindowRecord, f"{_WINDOW} WHERE w.state IN ({states}) ORDER BY w.rowid")
+    votes_wanted = "w.state = 'aborted' AND w.abort IS NULL AND w.closed_at > ?"
+    open_ones = f"{_WINDOW} WHERE w.state IN ({states}) OR ({votes_wanted}) ORDER BY w.rowid"
+    unfinished = _records(db, WindowRecord, open_ones, now - records.CERTIFICATE_S)
     # In order of their end: that is the order in which the engine counts them.
     done = _records(db, WindowRecord, f"{_WINDOW} WHERE w.state = 'done' AND a.tau0 IS NULL ORDER BY w.closed_at, w.rowid")
     tasks = _records(db, TaskRecord, "SELECT * FROM tasks ORDER BY name")

@@ -1,0 +1,417 @@
+"""The engine: which device works on what, when a window opens, when a version is published. The protocol is a setting of it.
+
+Here belong devices, assignments, tickets and timers across all tasks; what one round decides belongs in `task_run.py`, what
+goes in and comes out in `events.py`, the phases of a window in `window_run.py`. The engine takes the time and its random
+source as arguments and does no I/O, so it runs the same under HTTP and under a virtual clock. Whoever performs an effect
+makes durable what it names before anybody is told. Times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from whimbrel_protocol.errors import Code, RuleError
+from whimbrel_protocol.signed import Policy
+
+from whimbrel_server.events import (
+    Assign,
+    CheckInAnswer,
+    Effect,
+    Finish,
+    JoinAnswer,
+    Joining,
+    Opened,
+    OpenWindow,
+    Publish,
+    Retry,
+    TaskStart,
+    TaskView,
+    Waiting,
+)
+from whimbrel_server.pace import Sleepers, come_back
+from whimbrel_server.task_run import Assignment, Ready, TaskRun, TaskState, Verdict
+from whimbrel_server.timers import Timers
+
+# An entry must stand this long after its window opened (masking protocol, section 1.9).
+ENTRY_MARGIN_S = 60.0
+# A long poll lasts at most 25 s; who is likely to wait longer is sent away for a while.
+POLL_S = 20.0
+ID_BYTES = 16
+
+
+class Random(Protocol):
+    """A source of randomness: `random.Random(seed)` for a simulation, `random.SystemRandom()` for a server."""
+
+    def random(self) -> float:
+        """Uniform in [0, 1)."""
+
+    def randbytes(self, n: int, /) -> bytes:
+        """`n` bytes."""
+
+
+@dataclass
+class _Ticket:
+    device: bytes
+    task: str
+    version: int
+    window_id: int | None = None
+
+
+class Engine:
+    """See the module. One object, one thread; every method first lets the timers fire that are due."""
+
+    def __init__(self, random: Random, idle_come_back_s: float = 60.0) -> None:
+        self._random = random
+        self._idle_s = idle_come_back_s  # while there is no task
+        self._tasks: dict[str, TaskRun] = {}
+        self._held: dict[bytes, Assignment] = {}  # by device: at most one at a time
+        self._assignments: dict[bytes, Assignment] = {}  # by id, also of closed lanes until they expire
+        self._late: dict[bytes, Assignment] = {}  # by device: those that were in training when their lane closed
+        self._tickets: dict[bytes, _Ticket] = {}
+        self._opened: dict[bytes, Ready] = {}  # by device: the last entry that stood in an OPEN
+        self._sleepers = Sleepers()
+        self._timers: Timers[list[Effect]] = Timers()
+
+    # --- tasks ------------------------------------------------------------------------------------------------------
+
+    def add_task(self, start: TaskStart, now: float) -> list[Effect]:
+        """Let a task run: a new one, or an old one as it stood when the server stopped. Raises TASK_EXISTS."""
+        if start.name in self._tasks:
+            raise RuleError(Code.TASK_EXISTS, start.name)
+        task = TaskRun(start.name, start.settings, start.policy, start.version, start.rounds_done)
+        self._tasks[start.name] = task
+        if 0 < start.settings.rounds <= start.rounds_done:
+            task.state = TaskState.FINISHED
+            return []
+        for window in start.windows:
+            task.count(window)
+        for assignment in start.assignments:
+            self._seat(task, assignment, now)
+        for running in start.open_windows:
+            task.open(running.window_id, running.devices)
+        return self.tick(now) + self._consider(task, now)
+
+    def set_policy(self, policy: Policy) -> None:
+        """A newer policy's numbers hold for all windows that open from now on."""
+        for task in self._tasks.values():
+            task.policy = policy
+
+    def entry_used(self, device: bytes, seq: int, expires: float, entry: bytes) -> None:
+        """After a restart: this entry stood in an OPEN and may never stand in another."""
+        known = self._opened.get(device)
+        if known is None or known.seq < seq:
+            self._remember_opened(Ready(device, seq, expires, entry, b""))
+
+    def task(self, name: str) -> TaskView:
+        """Where a task stands. Raises UNKNOWN_TASK."""
+        if name not in self._tasks:
+            raise RuleError(Code.UNKNOWN_TASK, name)
+        t = self._tasks[name]
+        counts = (t.contributions, len(t.ready), t.active, len(t.windows))
+        return TaskView(
+            name, t.state.value, t.version, t.rounds_done, *counts, t.deadline, t.dropout.rate, t.window_dropout.rate
+        )
+
+    # --- check-in ---------------------------------------------------------------------------------------------------
+
+    def check_in(self, device: bytes, now: float) -> tuple[CheckInAnswer, list[Effect]]:
+        """A device asks for work: the assignment that it holds, a new one, or a time to come back."""
+        effects = self.tick(now)
+        tasks = [task for task in self._tasks.values() if task.state is TaskState.RUNNING]
+        for task in tasks:
+            task.present.add(device)
+        self._lost_its_work(device)
+        held = self._held.get(device)
+        if held is not None and self._tasks[held.task] in tasks:
+            return CheckInAnswer(held, 0.0), effects
+        short = [task for task in tasks if device not in task.excused and task.active < task.wanted()]
+        if held is None and short:
+            task = max(short, key=lambda t: (1 - t.active / t.wanted(), t.name))
+            assignment = self._assign(task, device, now)
+            return CheckInAnswer(assignment, 0.0), [*effects, Assign(assignment)]
+        answer = CheckInAnswer(None, self._come_back(device, now))
+        # The last of the fleet may have shown itself: then a round need not wait for more.
+        return answer, effects + [effect for task in tasks for effect in self._consider(task, now)]
+
+    def _assign(self, task: TaskRun, device: bytes, now: float) -> Assignment:
+        expires = now + task.settings.assignment_deadline_s
+        assignment = Assignment(self._random.randbytes(ID_BYTES), device, task.name, task.version, expires)
+        self._seat(task, assignment, now)
+        return assignment
+
+    def _seat(self, task: TaskRun, assignment: Assignment, now: float) -> None:
+        had_deadline = task.deadline
+        task.assign(assignment, now)
+        self._held[assignment.device] = assignment
+        self._assignments[assignment.id] = assignment
+        self._timers.at(assignment.expires, self._assignment_expires, assignment)
+        if had_deadline is None:
+            self._watch_deadline(task)
+
+    def _come_back(self, device: bytes, now: float) -> float:
+        tasks = [task for task in self._tasks.values() if task.state is not TaskState.FINISHED]
+        if not tasks:
+            return self._idle_s * (0.5 + self._random.random())
+        spare = any(device not in task.excused for task in tasks)
+        task = min(tasks, key=lambda t: (self._remaining(t, now), t.name))
+        delay = come_back(
+            remaining_s=self._remaining(task, now),
+            round_s=task.round_s,
+            devices=self._sleepers.count(now) + 1,
+            wanted=max(task.wanted(), task.settings.contributions),
+            least_s=task.settings.come_back_min_s,
+            most_s=task.settings.come_back_max_s,
+            draw=self._random.random(),
+        )
+        self._sleepers.add(now + delay, spare=spare)
+        return delay
+
+    def _remaining(self, task: TaskRun, now: float) -> float:
+        """Seconds until the task's next round is expected to begin."""
+        if task.state is not TaskState.RUNNING or task.began is None or task.deadline is None:
+            return 0.0
+        return max(0.0, min(task.began + task.round_s, task.deadline) - now)
+
+    # --- joining ----------------------------------------------------------------------------------------------------
+
+    def assignment(self, assignment_id: bytes, device: bytes) -> Assignment:
+        """A device's assignment, so that its entry can be checked against that lane.
+
+        Raises STALE_VERSION where it is unknown, expired or its lane closed, NOT_YOURS for another device's.
+        """
+        found = self._assignments.get(assignment_id)
+        if found is None:
+            raise RuleError(Code.STALE_VERSION, "the assignment is unknown or has expired")
+        if found.device != device:
+            raise RuleError(Code.NOT_YOURS)
+        if self._held.get(device) != found or self._tasks[found.task].state is not TaskState.RUNNING:
+            self._late_but_alive(found)
+            raise RuleError(Code.STALE_VERSION, f"version {found.version} of {found.task} is trained no longer")
+        return found
+
+    def join(self, assignment_id: bytes, joining: Joining, now: float) -> tuple[JoinAnswer, list[Effect]]:
+        """A device is ready to be masked; its entry has passed all checks of a roster.
+
+        The same entry again gets the same ticket. Of a device only the entry with the highest counter counts. Raises as
+        `assignment`, SECOND_BODY for another entry with the same counter, OUT_OF_TURN for a counter that is not above one that
+        counts or that stood in an OPEN.
+        """
+        effects = self.tick(now)
+        before = self._same_entry(joining)
+        if before is not None:
+            return JoinAnswer(before, 0.0), effects
+        assignment = self.assignment(assignment_id, joining.device)
+        task = self._tasks[assignment.task]
+        ticket = self._random.randbytes(ID_BYTES)
+        task.join(Ready(joining.device, joining.seq, joining.expires, joining.entry, ticket))
+        self._tickets[ticket] = _Ticket(joining.device, task.name, task.version)
+        self._timers.at(joining.expires - ENTRY_MARGIN_S, self._entry_expires, task, ticket, joining.device)
+        self._timers.at(joining.expires + ENTRY_MARGIN_S, self._forget_ticket, ticket)
+        effects += self._consider(task, now)
+        return JoinAnswer(ticket, self._wait_for_window(task, ticket, now)), effects
+
+    def _same_entry(self, joining: Joining) -> bytes | None:
+        """The ticket of the very same entry; refuses a counter that is not the device's highest."""
+        held = self._held.get(joining.device)
+        waiting = self._tasks[held.task].ready.get(joining.device) if held else None
+        for known in (waiting, self._opened.get(joining.device)):
+            if known is None or joining.seq > known.seq:
+                continue
+            if joining.entry == known.entry and known.ticket:
+                return known.ticket
+            if joining.seq == known.seq:
+                raise RuleError(Code.SECOND_BODY, f"another entry with the counter {known.seq} came before")
+            raise RuleError(Code.OUT_OF_TURN, f"an entry with the counter {known.seq} came before {joining.seq}")
+        return None
+
+    def ticket(self, ticket: bytes, device: bytes, now: float) -> Waiting | Opened:
+        """What became of an entry. Raises UNKNOWN_TICKET (join again with fresh keys), STALE_VERSION, NOT_YOURS."""
+        found = self._tickets.get(ticket)
+        if found is None:
+            raise RuleError(Code.UNKNOWN_TICKET)
+        if found.device != device:
+            raise RuleError(Code.NOT_YOURS)
+        if found.window_id is not None:
+            return Opened(found.window_id)
+        task = self._tasks[found.task]
+        if task.version != found.version or task.state is not TaskState.RUNNING or device in task.excused:
+            raise RuleError(Code.STALE_VERSION, f"version {found.version} of {found.task} is trained no longer")
+        waiting = task.ready.get(device)
+        if waiting is None or waiting.ticket != ticket:
+            raise RuleError(Code.UNKNOWN_TICKET, "the entry has expired or a newer one took its place")
+        return Waiting(self._wait_for_window(task, ticket, now))
+
+    def _wait_for_window(self, task: TaskRun, ticket: bytes, now: float) -> float:
+        wait = task.expected_wait(now) if self._tickets[ticket].window_id is None else 0.0
+        return 0.0 if wait <= POLL_S else wait / 2
+
+    def _late_but_alive(self, assignment: Assignment) -> None:
+        """A device comes with its work done after its lane closed: it was slow, not lost."""
+        if self._late.get(assignment.device) == assignment:
+            del self._late[assignment.device]
+            self._tasks[assignment.task].dropout.note(kept=1)
+
+    def _lost_its_work(self, device: bytes) -> None:
+        """A device asks for work although it was given some in a lane that has closed: that work was lost."""
+        late = self._late.pop(device, None)
+        if late is not None:
+            self._tasks[late.task].dropout.note(lost=1)
+
+    def give_up(self, device: bytes, task_name: str, version: int, now: float) -> list[Effect]:
+        """A device reports that it will not join in this version; nothing happens where it was not asked to."""
+        effects = self.tick(now)
+        held = self._held.get(device)
+        if held is None or (held.task, held.version) != (task_name, version) or device in self._tasks[task_name].in_window:
+            return effects
+        task = self._tasks[task_name]
+        task.excuse(device)
+        self._release(device, task)
+        task.dropout.note(lost=1)
+        return effects + self._consider(task, now)
+
+    # --- windows and versions ---------------------------------------------------------------------------------------
+
+    def window_done(self, window_id: int, contributors: Sequence[bytes], now: float) -> list[Effect]:
+        """A window's sum is durable. Members that are not in it may join again."""
+        lost = set(self._task_of(window_id).windows[window_id]) - set(contributors)
+        return self._close(window_id, contributors, sorted(lost), now)
+
+    def window_aborted(self, window_id: int, now: float, lost: Sequence[bytes] = ()) -> list[Effect]:
+        """A window will have no sum and its updates are free: its members may join again; `lost` ones are not counted on."""
+        return self._close(window_id, (), lost, now)
+
+    def window_failed(self, window_id: int, now: float) -> list[Effect]:
+        """A window had its quorum and will never have a sum: its members' updates are spent."""
+        effects = self.tick(now)
+        task = self._task_of(window_id)
+        devices = task.windows[window_id]
+        task.close(window_id, (), devices)
+        for device in devices:
+            task.excuse(device)
+            self._release(device, task)
+        return effects + self._consider(task, now)
+
+    def _close(self, window_id: int, contributors: Sequence[bytes], lost: Sequence[bytes], now: float) -> list[Effect]:
+        effects = self.tick(now)
+        task = self._task_of(window_id)
+        devices = task.windows[window_id]
+        task.close(window_id, contributors, lost)
+        for device in contributors:
+            self._release(device, task)
+        for device in devices:
+            self._expire_if_due(task, device, now)
+        return effects + self._consider(task, now)
+
+    def _task_of(self, window_id: int) -> TaskRun:
+        for task in self._tasks.values():
+            if window_id in task.windows:
+                return task
+        raise RuleError(Code.UNKNOWN_WINDOW, f"no window {window_id} is open")
+
+    def _release(self, device: bytes, task: TaskRun) -> None:
+        """A device holds no assignment of this task any more."""
+        held = self._held.get(device)
+        if held is not None and held.task == task.name:
+            del self._held[device]
+
+    def published(self, task_name: str, version: int, now: float) -> list[Effect]:
+        """The next version is durable: a new round begins, unless it was the last."""
+        effects = self.tick(now)
+        task = self._tasks[task_name]
+        self._late |= {device: task.seats[device] for device in task.training}
+        task.dropout.note(kept=len(task.ready))
+        for device in task.seats:
+            self._release(device, task)
+        task.next_round(version, now)
+        self._sleepers.new_round()
+        return [*effects, Finish(task_name)] if task.state is TaskState.FINISHED else effects
+
+    def _consider(self, task: TaskRun, now: float) -> list[Effect]:
+        """What follows from the task's present state."""
+        effects: list[Effect] = []
+        spare = self._sleepers.spare(now)
+        while members := task.next_window(spare):
+            effects.append(self._open(task, members))
+        verdict = task.verdict(spare)
+        if verdict is Verdict.PUBLISH:
+            task.state = TaskState.PUBLISHING
+            effects.append(Publish(task.name, task.version, tuple(window.window_id for window in task.closed)))
+        elif verdict is Verdict.RETRY:
+            task.try_again(now)
+            self._watch_deadline(task)
+            effects.append(Retry(task.name, task.version, task.contributions))
+        return effects
+
+    def _open(self, task: TaskRun, members: Sequence[Ready]) -> OpenWindow:
+        # 63 bits, so that it is an integer in every database.
+        window_id = int.from_bytes(self._random.randbytes(8), "little") >> 1
+        for member in members:
+            self._remember_opened(member)
+            self._tickets[member.ticket].window_id = window_id
+        task.open(window_id, [member.device for member in members])
+        return OpenWindow(task.name, task.version, window_id, tuple(member.entry for member in members))
+
+    # --- timers -----------------------------------------------------------------------------------------------------
+
+    def next_timer(self) -> float | None:
+        """When `tick` has something to do next."""
+        return self._timers.next()
+
+    def tick(self, now: float) -> list[Effect]:
+        """Let the timers fire that are due."""
+        return [effect for effects in self._timers.fire(now) for effect in effects]
+
+    def _watch_deadline(self, task: TaskRun) -> None:
+        if task.deadline is not None:
+            self._timers.at(task.deadline, self._deadline_passes, task, task.deadline)
+
+    def _deadline_passes(self, now: float, task: TaskRun, deadline: float) -> list[Effect]:
+        if task.deadline != deadline or task.state is not TaskState.RUNNING:
+            return []
+        task.overtime = True
+        return self._consider(task, now)
+
+    def _assignment_expires(self, now: float, assignment: Assignment) -> list[Effect]:
+        task = self._tasks[assignment.task]
+        if self._held.get(assignment.device) == assignment:
+            return self._consider(task, now) if self._expire_if_due(task, assignment.device, now) else []
+        self._assignments.pop(assignment.id, None)
+        if self._late.get(assignment.device) == assignment:
+            self._lost_its_work(assignment.device)
+        return []
+
+    def _expire_if_due(self, task: TaskRun, device: bytes, now: float) -> bool:
+        """Free the seat of a device whose time is over, unless it trained in time and waits or stands in a window."""
+        assignment = task.seats.get(device)
+        if assignment is None or assignment.expires > now or device in task.ready or device in task.in_window:
+            return False
+        if device in task.training:
+            task.dropout.note(lost=1)
+        task.vacate(device)
+        self._release(device, task)
+        self._assignments.pop(assignment.id, None)
+        return True
+
+    def _entry_expires(self, now: float, task: TaskRun, ticket: bytes, device: bytes) -> list[Effect]:
+        waiting = task.ready.get(device)
+        if waiting is not None and waiting.ticket == ticket:
+            task.withdraw(device)
+            self._expire_if_due(task, device, now)
+            return self._consider(task, now)
+        return []
+
+    def _forget_ticket(self, _now: float, ticket: bytes) -> list[Effect]:
+        self._tickets.pop(ticket, None)
+        return []
+
+    def _remember_opened(self, member: Ready) -> None:
+        self._opened[member.device] = member
+        # Once it has expired for good no entry check lets it pass, so nothing need remember it.
+        self._timers.at(member.expires + ENTRY_MARGIN_S, self._forget_opened, member)
+
+    def _forget_opened(self, _now: float, member: Ready) -> list[Effect]:
+        if self._opened.get(member.device) is member:
+            del self._opened[member.device]
+        return []

@@ -1,0 +1,174 @@
+"""A task's settings: what the operator chooses, what the policy allows, what a version's header tells the devices.
+
+Here belong the numbers, their limits and their check against the fleet's policy. What the numbers do belongs in `engine.py`,
+`window_run.py` and `aggregate.py`. All times are seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import frexp
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+from whimbrel_protocol.errors import Code, ProtocolError, RuleError
+from whimbrel_protocol.objects import VectorSpec
+from whimbrel_protocol.rules import corrupt, survivor_floor, threshold
+from whimbrel_protocol.signed import Policy, VersionHeader
+
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+Whole = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Seconds = Annotated[float, Meta(gt=0, le=30 * 86_400)]
+Positive = Annotated[float, Meta(gt=0, le=1e30)]
+NotNegative = Annotated[float, Meta(ge=0, le=1e30)]
+Fraction = Annotated[float, Meta(ge=0, lt=1)]
+
+WORD_BYTES = 8
+
+# A window opens only if this many members more than expected may drop out of it (masking protocol, section 1.9).
+SPARE = 2
+
+
+def room(n: int, policy: Policy) -> int:
+    """n - s_min: how many of `n` members may be lost before the survivor set is fixed (masking protocol, section 1.8)."""
+    return n - survivor_floor(threshold(n, corrupt(n, policy.gamma_milli)), policy.n_min)
+
+
+def may_open(n: int, policy: Policy, dropout: float) -> bool:
+    """Whether a window of `n` has room for the share of members that is expected to drop out, and two more."""
+    return policy.n_min <= n <= policy.n_max and room(n, policy) >= dropout * n + SPARE
+
+
+class WindowLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How long the phases of a window last, in seconds; `mask_s` includes the time for the bytes."""
+
+    share_s: Seconds = 5.0
+    mask_s: Seconds = 5.0
+    vote_s: Seconds = 5.0
+    unmask_s: Seconds = 5.0
+    patience_s: NotNegative = 30.0
+    early_min_s: NotNegative = 1.0
+
+
+class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything about a task but its model.
+
+    A round wants `contributions` (N) and is content with `contributions_min` at its deadline (0: three quarters of N); windows
+    have `window` members (K) or more. `rounds` is the number of versions to publish after the first (0: no end). An output ""
+    is the model's only one; `train` are patterns of parameter names. `scale` is the lattice of the updates (a power of two),
+    `step_fraction` that of the published parameters, as a fraction of the size of an update.
+    """
+
+    loss: str = "softmax_cross_entropy"
+    optimizer: str = "sgd"
+    output: str = ""
+    train: tuple[str, ...] = ("*",)
+
+    contributions: Count = 32
+    contributions_min: Whole = 0
+    window: Count = 16
+    rounds: Whole = 0
+    round_deadline_s: Seconds = 600.0
+    assignment_deadline_s: Seconds = 900.0
+    come_back_min_s: Seconds = 1.0
+    come_back_max_s: Seconds = 3600.0
+    expected_dropout: Fraction = 0.1
+    expected_window_dropout: Fraction = 0.05
+
+    epochs: Count = 1
+    max_steps: Whole = 0
+    batch: Count = 16
+    lr: Positive = 0.1
+    lr_decay: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    decay_after: Whole = 0
+    momentum: Fraction = 0.0
+    mu: NotNegative = 0.0
+    weight_decay: NotNegative = 0.0
+    clip: NotNegative = 0.0
+    min_examples: Count = 1
+    seed: Whole = 0
+
+    server_lr: Positive = 1.0
+    step_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.25
+
+    masked: bool = True
+    bits: Annotated[int, Meta(ge=8, le=32)] = 21
+    n_max: Annotated[int, Meta(ge=2, le=1024)] = 64
+    scale: Positive = 4096.0
+
+    share_s: Seconds = 5.0
+    mask_s: Seconds = 5.0
+    mask_rate: Positive = 50_000.0
+    mask_max_s: Seconds = 60.0
+    vote_s: Seconds = 5.0
+    unmask_s: Seconds = 5.0
+    patience_s: NotNegative = 30.0
+    early_min_s: NotNegative = 1.0
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TaskSettings:
+        """Settings from plain values. Raises RuleError CONFIGURATION for an unknown name or a value outside its limits."""
+        try:
+            return msgspec.convert(dict(data), cls)
+        except msgspec.ValidationError as error:
+            raise RuleError(Code.CONFIGURATION, f"task settings: {error}") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that `from_json` takes back."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+    @property
+    def least_contributions(self) -> int:
+        """N_min: with fewer a round is tried again."""
+        return self.contributions_min or -(-3 * self.contributions // 4)
+
+    def learning_rate(self, version: int) -> float:
+        """The rate of a version: it decays by `lr_decay` a version once `decay_after` versions are past."""
+        return float(self.lr * self.lr_decay ** max(0, version - self.decay_after))
+
+    def header(self, version: int) -> VersionHeader:
+        """All that a device is told to train `version` with; it is part of the lane."""
+        rates = {"lr": self.learning_rate(version), "momentum": self.momentum, "mu": self.mu}
+        steps = {"epochs": self.epochs, "max_steps": self.max_steps, "time_budget_ms": 0, "seed": self.seed, "flags": 0}
+        reals = {"scale": self.scale, "clip": self.clip, "weight_decay": self.weight_decay}
+        return VersionHeader(version=version, **rates, **steps, **reals)  # type: ignore[arg-type]
+
+    def limits(self, words: int) -> WindowLimits:
+        """The phases' lengths for vectors of so many 64-bit words."""
+        upload_s = min(WORD_BYTES * words / self.mask_rate, self.mask_max_s)
+        phases = {"share_s": self.share_s, "mask_s": self.mask_s + upload_s, "vote_s": self.vote_s, "unmask_s": self.unmask_s}
+        return WindowLimits(**phases, patience_s=self.patience_s, early_min_s=self.early_min_s)
+
+    def validate(self, policy: Policy) -> None:
+        """Check the numbers against each other and against the fleet's policy.
+
+        Raises RuleError CONFIGURATION for numbers that make no sense, POLICY_UNSATISFIABLE (naming numbers that would do) where
+        no window could ever open, PLAN_UNMASKED for a task without masks that the policy forbids.
+        """
+        self._check_sense()
+        if not self.masked and not policy.unmasked_allowed:
+            raise RuleError(Code.PLAN_UNMASKED, "the policy forbids tasks without masks")
+        largest = min(self.n_max, policy.n_max)
+        if self.window <= largest and may_open(self.window, policy, self.expected_window_dropout):
+            return
+        sizes = [n for n in range(policy.n_min, largest + 1) if may_open(n, policy, self.expected_window_dropout)]
+        advice = f"a window of {sizes[0]} to {largest} would do" if sizes else f"no window of at most {largest} would do"
+        reason = f"a window of {self.window} (at most {largest}) may lose {room(self.window, policy)} with n_min {policy.n_min}"
+        expected = f"{self.expected_window_dropout:.0%} are expected to drop out and {SPARE} more must be allowed to"
+        raise RuleError(Code.POLICY_UNSATISFIABLE, f"{reason}; {expected}: {advice}")
+
+    def _check_sense(self) -> None:
+        if self.contributions < self.window:
+            raise RuleError(Code.CONFIGURATION, f"{self.contributions} contributions do not fill a window of {self.window}")
+        if self.least_contributions > self.contributions:
+            raise RuleError(Code.CONFIGURATION, "contributions_min is above contributions")
+        if frexp(self.scale)[0] != 0.5:
+            raise RuleError(Code.CONFIGURATION, f"the scale {self.scale} is not a power of two")
+        if not self.masked:
+            raise RuleError(Code.CONFIGURATION, "windows without masks are not served: leave `masked` on")
+        try:
+            VectorSpec.make(self.bits, self.n_max, 1, self.scale, 1)
+        except ProtocolError as error:
+            raise RuleError(Code.CONFIGURATION, f"bits {self.bits} with n_max {self.n_max}: {error.detail}") from error
