@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from whimbrel_protocol.errors import ProtocolError
+
+T = TypeVar("T")
 
 _HEX = re.compile(r"(?:[0-9a-f]{2})*")
 _LONGEST_SHOWN = 80
@@ -100,6 +104,10 @@ class Fields:
         """A byte string of `size` bytes."""
         return as_bytes(self._value[key], self.path(key), size)
 
+    def blob(self, key: str, decode: Callable[[bytes], T]) -> T:
+        """A fixed-layout blob, decoded."""
+        return as_blob(self.hex(key), self.path(key), decode)
+
     def integer(self, key: str, least: int = 0, greatest: int = 2**64 - 1) -> int:
         """An integer within limits."""
         return as_integer(self._value[key], self.path(key), least, greatest)
@@ -156,6 +164,14 @@ def as_bytes(value: object, name: str, size: int | None = None) -> bytes:
     if size is not None and len(value) != 2 * size:
         raise MalformedError(name, f"has {len(value) // 2} bytes, not {size}")
     return bytes.fromhex(value)
+
+
+def as_blob(data: bytes, name: str, decode: Callable[[bytes], T]) -> T:
+    """What `decode` makes of the bytes."""
+    try:
+        return decode(data)
+    except ProtocolError as reason:
+        raise MalformedError(name, reason.detail) from None
 
 
 def as_integer(value: object, name: str, least: int, greatest: int) -> int:

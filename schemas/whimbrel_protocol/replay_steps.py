@@ -17,8 +17,7 @@ import numpy as np
 from whimbrel_kernels import ring_add
 
 from whimbrel_protocol.collector import Collector
-from whimbrel_protocol.errors import ProtocolError
-from whimbrel_protocol.known_answers import Fields, MalformedError, Report, as_bytes, as_integer
+from whimbrel_protocol.known_answers import Fields, MalformedError, Report, as_blob, as_bytes, as_integer
 from whimbrel_protocol.masks import CIPHERTEXT_BYTES, SHARE_BYTES, WORD_BYTES, WindowKeys, pair_mask
 from whimbrel_protocol.member import Identity, Member
 from whimbrel_protocol.messages import Shares
@@ -66,13 +65,13 @@ def replay(value: object, report: Report) -> None:
 def read_case(file: Fields, report: Report) -> Case:
     """The inputs, each held against the others."""
     n = file.integer("n", 1, 2**16 - 1)
-    params = Params.decode(file.hex("params", Params.size()))
+    params = file.blob("params", Params.decode)
     report.same("n", params.n, n)
     report.same("fleet", params.fleet, file.hex("fleet", 16))
     report.same("lane", params.lane, file.hex("lane", HASH_BYTES))
     report.same("t", params.t, file.integer("t"))
     report.same("P32", params.p32, file.integer("P32"))
-    spec = VectorSpec.decode(file.hex("spec", VectorSpec.SIZE))
+    spec = file.blob("spec", VectorSpec.decode)
     return Case(
         params=params,
         spec=spec,
@@ -95,10 +94,7 @@ def _of_each(file: Fields, name: str, n: int, size: int) -> list[bytes]:
 
 
 def _members(file: Fields, name: str, n: int) -> tuple[int, ...]:
-    try:
-        return members_of(file.hex(name), n)
-    except ProtocolError as reason:
-        raise MalformedError(name, reason.detail) from None
+    return file.blob(name, lambda bits: members_of(bits, n))
 
 
 def _policy(params: Params, spec: VectorSpec) -> Policy:
@@ -123,7 +119,8 @@ def join(case: Case, report: Report) -> list[Member]:
     """All members; their entries must be the file's."""
     members = []
     for i, stated in enumerate(case.roster):
-        entry = JoinEntry.decode(stated)
+        entry = as_blob(stated, f"roster[{i}]", JoinEntry.decode)
+        _compare_secrets(case, i, entry, report)
         identity = Identity(case.devices[i], SigningKey(case.seeds[i]), stated[: Certificate.size()])
         member = Member.join(
             identity,
@@ -138,6 +135,15 @@ def join(case: Case, report: Report) -> list[Member]:
         report.same(f"roster[{i}]", member.entry, stated)
         members.append(member)
     return members
+
+
+def _compare_secrets(case: Case, i: int, entry: JoinEntry, report: Report) -> None:
+    certificate, keys = entry.certificate, WindowKeys.derive(case.rhos[i], case.devices[i])
+    report.holds("fa_pk", certificate.signed_by(case.root), f"did not sign the certificate in roster[{i}]")
+    report.same(f"dev[{i}]", case.devices[i], certificate.device)
+    report.same(f"sign_seed[{i}]", SigningKey(case.seeds[i]).public, certificate.public_key)
+    made = (keys.mask_key, keys.channel_key, keys.nonce)
+    report.holds(f"rho[{i}]", made == (entry.mask_key, entry.channel_key, entry.nonce), f"does not make roster[{i}]")
 
 
 class Run:

@@ -73,7 +73,7 @@ def replay(value: object, report: Report) -> None:
     file.text("name")
     case = read_case(file, report)
     members = join(case, report)
-    window_id = Params.decode(file.hex("params", Params.size())).window_id
+    window_id = file.blob("params", Params.decode).window_id
     entries = [member.entry for member in members]
     collector = Collector.form(entries, case.policy.fleet, case.lane, case.spec, case.policy, window_id)
     compare_open(file, entries, collector, report)
@@ -124,7 +124,7 @@ def _policy(fields: Fields) -> tuple[Policy, bytes]:
 
 
 def _spec(fields: Fields, report: Report) -> VectorSpec:
-    spec = VectorSpec.decode(fields.hex("bytes", VectorSpec.SIZE))
+    spec = fields.blob("bytes", VectorSpec.decode)
     report.same("spec.scale", spec.scale, fields.number("scale"))
     names = {"d": spec.d, "b": spec.bits, "n_max": spec.n_max, "wbits": spec.weight_bits, "M": spec.limit, "words": spec.words}
     for name, computed in names.items():
@@ -135,7 +135,7 @@ def _spec(fields: Fields, report: Report) -> VectorSpec:
 def _identity(row: Fields, root: bytes, report: Report) -> Identity:
     key = SigningKey(row.hex("sign_seed", KEY_BYTES))
     identity = Identity(row.hex("device", 16), key, row.hex("cert", Certificate.size()))
-    certificate = Certificate.decode(identity.certificate)
+    certificate = row.blob("cert", Certificate.decode)
     report.holds(row.path("cert"), certificate.signed_by(root), "is not signed by policy.authority_pk")
     report.same(row.path("device"), certificate.device, identity.device)
     report.same(row.path("sign_seed"), certificate.public_key, key.public)
@@ -180,7 +180,7 @@ def join(case: Case, report: Report) -> list[Member]:
 def compare_open(file: Fields, entries: Sequence[bytes], collector: Collector, report: Report) -> None:
     """What OPEN carries."""
     params = collector.params
-    stated = Params.decode(file.hex("params", Params.size()))
+    stated = file.blob("params", Params.decode)
     for name, item in PARAMS.items():
         report.same(item, getattr(params, name), getattr(stated, name))
     report.same("tau0", collector.tau0, file.hex("tau0", HASH_BYTES))
