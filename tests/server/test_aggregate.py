@@ -1,0 +1,154 @@
+"""The arithmetic of a version: exact sums, error feedback, a lattice that deltas compose on."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from whimbrel_protocol import delta, wire
+from whimbrel_protocol.errors import Code, ProtocolError
+from whimbrel_protocol.messages import ModelDelta
+from whimbrel_protocol.signed import chain_next
+from whimbrel_server import aggregate
+from whimbrel_server.aggregate import ModelState, Published, WindowTotal
+from whimbrel_server.settings import TaskSettings
+
+SETTINGS = TaskSettings(scale=2.0**12, server_lr=1.0, step_fraction=0.25)
+SHAPES = {"w": (40, 30), "b": (30,), "v": (30, 10)}
+D = 40 * 30 + 30 + 300
+
+
+def start(seed: int = 0) -> Published:
+    rng = np.random.default_rng(seed)
+    parameters = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in SHAPES.items()}
+    parameters["b"][:] = 0
+    return aggregate.first_version(parameters)
+
+
+def window(values: np.ndarray, count: int, label: str = "w") -> WindowTotal:
+    return WindowTotal(hashlib.sha256(label.encode()).digest(), hashlib.sha256(values.tobytes()).digest(), values, count)
+
+
+def rounds(number: int, size: float = 0.01, seed: int = 1, keep: int = 10) -> list[Published]:
+    """Versions 1 to `number`, their updates shrinking from `size`."""
+    rng = np.random.default_rng(seed)
+    made = [start()]
+    for v in range(1, number):
+        values = np.rint(rng.normal(0, size / v, D) * SETTINGS.scale * 20).astype(np.int64)
+        older = {p.state.version: p.state.lattice for p in made[-keep:]}
+        made.append(aggregate.next_version(made[-1].state, [window(values, 20)], SETTINGS, older))
+    return made
+
+
+class TestMean:
+    def test_the_mean_is_that_of_all_updates_whatever_their_windows(self) -> None:
+        rng = np.random.default_rng(3)
+        updates = rng.integers(-1000, 1000, (30, 8))
+        halves = [window(updates[:13].sum(0), 13), window(updates[13:].sum(0), 17)]
+        expected = updates.mean(0) / 2.0**12
+        assert np.allclose(aggregate.mean_update(halves, 2.0**12), expected, rtol=0, atol=1e-15)
+        assert np.array_equal(aggregate.mean_update(halves[::-1], 2.0**12), aggregate.mean_update(halves, 2.0**12))
+
+    def test_large_sums_do_not_overflow(self) -> None:
+        values = np.full(4, 2**31 - 1, np.int64)
+        mean = aggregate.mean_update([window(values, 2**20)] * 1000, 1.0)
+        assert np.allclose(mean, (2**31 - 1) / 2**20, rtol=1e-12)
+
+    def test_no_contribution_makes_no_version(self) -> None:
+        with pytest.raises(ProtocolError) as caught:
+            aggregate.mean_update([], 1.0)
+        assert caught.value.code is Code.SHORTAGE
+
+
+class TestVersions:
+    def test_the_master_moves_by_the_servers_rate_times_the_mean(self) -> None:
+        first = start().state
+        values = np.arange(D, dtype=np.int64) - D // 2
+        halved = TaskSettings(scale=2.0**12, server_lr=0.5)
+        after = aggregate.next_version(first, [window(values, 10)], halved, {})
+        assert np.allclose(after.state.master, first.master + 0.5 * values / 10 / 2.0**12, rtol=0, atol=1e-15)
+        assert after.update_norm == pytest.approx(float(np.linalg.norm(0.5 * values / 10 / 2.0**12)))
+
+    def test_what_rounding_leaves_is_not_lost(self) -> None:
+        """Updates far below half a published step still move the published model, because the master keeps them."""
+        state = start().state
+        tiny = TaskSettings(scale=2.0**30, step_fraction=1.0)
+        fixed = ModelState(1, state.shapes, state.master, state.lattice, state.model_hash, state.chain_head)
+        steps = [2.0**t.exponent for t in state.lattice]
+        values = np.full(D, round(0.3 * min(steps) * 2**30), np.int64)
+        now = fixed
+        for _ in range(10):
+            now = aggregate.next_version(now, [window(values, 1)], tiny, {}).state
+        moved = np.concatenate([v.ravel() for v in aggregate.parameters(now).values()]) - state.master
+        assert np.all(np.abs(moved - 10 * values / 2.0**30) <= 0.5 * max(2.0**t.exponent for t in now.lattice) + 1e-12)
+        assert float(moved.min()) > 0
+
+    def test_published_values_are_the_nearest_lattice_points_and_exact_in_float32(self) -> None:
+        for published in rounds(6):
+            state = published.state
+            flat = np.concatenate([value.ravel().astype(np.float64) for value in aggregate.parameters(state).values()])
+            steps = np.repeat([2.0**t.exponent for t in state.lattice], [t.integers.size for t in state.lattice])
+            assert np.all(np.abs(flat - state.master) <= steps / 2)
+            assert np.all(flat / steps == np.rint(flat / steps))
+            assert {n: v.shape for n, v in aggregate.parameters(state).items()} == SHAPES
+
+    def test_steps_are_halved_when_updates_get_small_and_never_raised(self) -> None:
+        made = rounds(40, 0.001)
+        exponents = np.array([[tensor.exponent for tensor in published.state.lattice] for published in made])
+        assert np.all(np.diff(exponents, axis=0) <= 0)
+        assert np.all(exponents[-1] < exponents[0])
+        update_rms = 0.001 / 39
+        assert np.all(2.0 ** exponents[-1] <= update_rms * 0.25 * 1.2)
+
+    def test_a_parameter_that_outgrows_its_step_gets_a_larger_one_and_no_delta(self) -> None:
+        state = start().state
+        huge = np.full(D, 2**40, np.int64)
+        after = aggregate.next_version(state, [window(huge, 1)], SETTINGS, {})
+        assert aggregate.parameters(after.state)["w"][0, 0] == pytest.approx(2.0**28, rel=1e-6)
+        assert after.deltas == {}
+
+    def test_the_chain_names_every_window_in_order(self) -> None:
+        state = start().state
+        one, two = window(np.ones(D, np.int64), 3, "one"), window(np.ones(D, np.int64), 4, "two")
+        after = aggregate.next_version(state, [one, two], SETTINGS, {}).state
+        names = [(one.tau1, one.sum_sha256), (two.tau1, two.sum_sha256)]
+        assert after.chain_head == chain_next(state.chain_head, 2, after.model_hash, names)
+        swapped = aggregate.next_version(state, [two, one], SETTINGS, {}).state
+        assert (swapped.model_hash, swapped.chain_head != after.chain_head) == (after.model_hash, True)
+
+
+class TestBlobs:
+    @settings(max_examples=15, deadline=None)
+    @given(st.integers(2, 12), st.floats(1e-5, 1.0))
+    def test_every_delta_and_the_snapshot_lead_to_the_same_bits(self, number: int, size: float) -> None:
+        made = rounds(number, size)
+        last = made[-1]
+        for since, coded in last.deltas.items():
+            old = made[since - 1].state.lattice
+            reached = delta.apply(wire.decode(coded, ModelDelta), SHAPES, old)
+            assert delta.lattice_hash(reached) == last.state.model_hash
+        whole = aggregate.decode_lattice(last.snapshot, SHAPES)
+        assert delta.lattice_hash(whole) == last.state.model_hash
+
+    def test_deltas_reach_back_by_powers_of_two_as_far_as_older_versions_are_at_hand(self) -> None:
+        assert aggregate.wanted_deltas(1) == ()
+        assert aggregate.wanted_deltas(10) == (9, 8, 6, 2)
+        assert aggregate.wanted_deltas(200) == (199, 198, 196, 192, 184, 168, 136)
+        made = rounds(10, keep=5)
+        assert set(made[-1].deltas) == {9, 8, 6}
+        assert all(len(coded) < len(made[-1].snapshot) for coded in made[-1].deltas.values())
+
+    def test_a_version_is_loaded_from_its_blobs(self) -> None:
+        made = rounds(3)[-1]
+        state = made.state
+        master = aggregate.encode_master(state.master)
+        loaded = aggregate.load_state(3, SHAPES, master, made.snapshot, state.chain_head)
+        assert np.array_equal(loaded.master, state.master)
+        assert (loaded.version, loaded.model_hash, loaded.chain_head) == (3, state.model_hash, state.chain_head)
+        for damaged in (master[:-8], master[:-1]):
+            with pytest.raises(ProtocolError) as caught:
+                aggregate.load_state(3, SHAPES, damaged, made.snapshot, state.chain_head)
+            assert caught.value.code is Code.DATA_DAMAGED
