@@ -61,6 +61,7 @@ class Limits(Section, frozen=True):
     message_bytes: Bytes = 2**20
     model_bytes: Bytes = 256 * 2**20
     plan_bytes: Bytes = 32 * 2**20
+    vector_bytes: Bytes = 4 * 2**30
     staging_bytes: Bytes = 256 * 2**20
     block_bytes: Annotated[int, Meta(ge=4096, multiple_of=8)] = 256 * 2**10
     spill_bytes: Annotated[int, Meta(ge=0)] = 4 * 2**30

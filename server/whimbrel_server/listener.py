@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,12 +34,13 @@ class Terms:
 class _Connection(web.RequestHandler):
     """aiohttp's connection, with a limit on silence before the first request, and errors that have a number."""
 
-    __slots__ = ("_answer", "_first", "_terms")
+    __slots__ = ("_answer", "_first", "_terms", "on_lost")
 
     def __init__(self, server: web.Server, terms: Terms, answer: Answer, **options: Any) -> None:
         super().__init__(server, **options)
         self._terms, self._answer = terms, answer
         self._first: asyncio.TimerHandle | None = None
+        self.on_lost: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -48,6 +49,8 @@ class _Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self.requested()
         super().connection_lost(exc)
+        if self.on_lost is not None:
+            self.on_lost()
 
     def requested(self) -> None:
         """Note that a whole request head arrived."""
@@ -71,6 +74,20 @@ class _Connection(web.RequestHandler):
         response = self._answer(ProtocolError(code, "" if status >= 500 else "not a well-formed HTTP request"))
         response.force_close()
         return response
+
+
+@contextmanager
+def when_lost(request: web.Request, action: Callable[[], None]) -> Iterator[None]:
+    """Call `action` if the client's connection breaks inside the block: a handler that waits would not notice."""
+    connection = request.protocol
+    if not isinstance(connection, _Connection):
+        yield
+        return
+    connection.on_lost = action
+    try:
+        yield
+    finally:
+        connection.on_lost = None
 
 
 @web.middleware

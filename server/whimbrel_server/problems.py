@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.typedefs import Middleware
 from whimbrel_protocol import wire
 from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_protocol.messages import Failure
@@ -81,7 +82,7 @@ def numbered(exception: Exception) -> ProtocolError:
     return ProtocolError(Code.INTERNAL)
 
 
-def errors_as(answer: Answer) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+def errors_as(answer: Answer) -> Middleware:
     """Return a middleware that answers every exception through `answer`; broken connections are left to aiohttp."""
 
     @web.middleware

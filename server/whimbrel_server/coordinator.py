@@ -1,0 +1,361 @@
+"""The shell around the pure core: engine and windows on one side, storage, clock and waiting devices on the other.
+
+What belongs here: carrying out the engine's effects, the alarm that lets deadlines pass, and the calls that both listeners
+make. What does not: starting from what is stored (`recovery.py`), one window's effects (`windows.py`), HTTP. One event loop
+owns all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from whimbrel_protocol import messages as m
+from whimbrel_protocol.collector import Collector
+from whimbrel_protocol.errors import Code, ProtocolError, RuleError
+from whimbrel_protocol.forming import check_entry
+
+from whimbrel_server import events
+from whimbrel_server.catalogue import Catalogue, check_policy_change
+from whimbrel_server.engine import Engine
+from whimbrel_server.events import Joining, Opened
+from whimbrel_server.fleet import Fleet
+from whimbrel_server.settings import TaskSettings
+from whimbrel_server.storage.records import AssignmentRecord, TaskRecord, WindowRecord
+from whimbrel_server.tokens import Tokens
+from whimbrel_server.window_restore import restore
+from whimbrel_server.window_run import WindowRun
+from whimbrel_server.windows import LiveWindow, Services, seconds
+from whimbrel_server.workers import Workers
+
+logger = logging.getLogger("whimbrel.coordinator")
+
+# All who hold a ticket wait here: a window that opens wakes them.
+_TICKETS = b"tickets"
+_RETRY_S = 5.0
+_LEAST_SLEEP_S = 0.02
+# An ended window still answers repeats from memory for a while; afterwards its record does.
+_LINGER_S = 60.0
+
+
+class Coordinator:
+    """One data directory at work."""
+
+    def __init__(
+        self, services: Services, fleet: Fleet, catalogue: Catalogue, engine: Engine, tokens: Tokens, workers: Workers
+    ) -> None:
+        self.services, self.fleet, self.catalogue = services, fleet, catalogue
+        self.engine, self.tokens, self.workers = engine, tokens, workers
+        self.windows: dict[bytes, LiveWindow] = {}
+        self._by_id: dict[int, LiveWindow] = {}
+        self._tau0: dict[int, bytes] = {}
+        self._failed_to_open: set[int] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._kick = asyncio.Event()
+
+    def now(self) -> float:
+        """Unix seconds."""
+        return self.services.clock()
+
+    # --- the alarm --------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Let deadlines pass from now on."""
+        self.spawn(self._alarm())
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` beside everything else."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned_done)
+
+    def _spawned_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("unforeseen", exc_info=task.exception())
+
+    async def close(self) -> None:
+        """Let go of everything. Nothing needs saving: what was promised is durable, and a start is a recovery."""
+        for task in list(self._tasks):
+            task.cancel()
+        for window in self.windows.values():
+            window.stop()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self.workers.close)
+        await self.services.rounds.close()
+
+    async def _alarm(self) -> None:
+        while True:
+            self._kick.clear()
+            try:
+                self._let_pass()
+            except Exception:
+                logger.exception("unforeseen")
+                await asyncio.sleep(_RETRY_S)
+            due = [self.engine.next_timer(), *(window.run.deadline for window in self.windows.values())]
+            delay = min((when - self.now() for when in due if when is not None), default=3600.0)
+            try:
+                async with asyncio.timeout(max(delay, _LEAST_SLEEP_S)):
+                    await self._kick.wait()
+            except TimeoutError:
+                continue
+
+    def _let_pass(self) -> None:
+        self.carry_out_later(self.engine.tick(self.now()))
+        for window in list(self.windows.values()):
+            window.tick(self.now())
+
+    # --- effects of the engine --------------------------------------------------------------------------------------
+
+    async def carry_out(self, effects: Sequence[events.Effect]) -> None:
+        """Make durable what must be before the caller is answered; what takes longer goes on beside it."""
+        for effect in effects:
+            if isinstance(effect, events.Assign):
+                a = effect.assignment
+                await self.services.rounds.assign(AssignmentRecord(a.id, a.device, a.task, a.version, a.expires))
+        self.carry_out_later([effect for effect in effects if not isinstance(effect, events.Assign)])
+        self._kick.set()
+
+    def carry_out_later(self, effects: Sequence[events.Effect]) -> None:
+        """Carry out effects that nobody waits for."""
+        for effect in effects:
+            match effect:
+                case events.OpenWindow():
+                    self.spawn(self._open_window(effect))
+                case events.Publish():
+                    self.spawn(self._publish(effect))
+                case events.Finish():
+                    self.spawn(self._finish_task(effect.task))
+                case events.Retry():
+                    logger.warning("round is tried again", extra={"task": effect.task, "contributions": effect.contributions})
+                case events.Assign():
+                    self.spawn(self.carry_out([effect]))
+
+    async def _open_window(self, effect: events.OpenWindow) -> None:
+        try:
+            window = await self._form(effect)
+        except ProtocolError as error:
+            fields = {"task": effect.task, "code": int(error.code), "detail": error.detail}
+            logger.warning("window could not be opened", extra=fields)
+            self._failed_to_open.add(effect.window_id)
+            self.services.signal.wake(_TICKETS)
+            self.carry_out_later(self.engine.window_aborted(effect.window_id, self.now()))
+            return
+        n, tau0 = window.run.collector.n, window.tau0.hex()
+        logger.info("window opened", extra={"task": effect.task, "version": effect.version, "window": tau0, "n": n})
+        self.services.signal.wake(_TICKETS)
+        self._kick.set()
+
+    async def _form(self, effect: events.OpenWindow) -> LiveWindow:
+        task, now = self.catalogue.task(effect.task), self.now()
+        lane = task.lane(self.fleet.policy_bytes)
+        collector = Collector.form(effect.entries, self.fleet.id, lane, task.spec, self.fleet.policy, effect.window_id)
+        await self.services.rounds.open_window(
+            WindowRecord(
+                tau0=collector.tau0,
+                window_id=effect.window_id,
+                task=effect.task,
+                version=effect.version,
+                lane=lane,
+                params=collector.open.params,
+                roster=collector.open.roster,
+                opened_at=now,
+            )
+        )
+        run = WindowRun(collector, task.settings.limits(task.spec.words), self.now())
+        return self.adopt(run)
+
+    def adopt(self, run: WindowRun, masked_sum: bytes | None = None) -> LiveWindow:
+        """Let a durable window run."""
+        window = self._take_in(run, masked_sum)
+        window_id = run.collector.params.window_id
+        self._by_id[window_id], self._tau0[window_id] = window, window.tau0
+        return window
+
+    def _take_in(self, run: WindowRun, masked_sum: bytes | None) -> LiveWindow:
+        worker = self.workers.pinned(run.collector.tau0)
+        window = self.windows[run.collector.tau0] = LiveWindow(run, self.services, worker, self._window_closed, masked_sum)
+        return window
+
+    async def revive(self, record: WindowRecord) -> LiveWindow:
+        """Bring back a window that was given up, for the votes that free its updates; the engine knows of it no more."""
+        stored = await self.services.rounds.events(record.tau0)
+        spec, limits = await self.catalogue.spec(record), self.catalogue.task(record.task).settings.limits(0)
+        if record.tau0 in self.windows:  # another member's vote was quicker
+            return self.windows[record.tau0]
+        run, begin = restore(record, stored, spec, limits, self.now())
+        window = self._take_in(run, None)
+        window.begin(begin)
+        asyncio.get_running_loop().call_later(_LINGER_S, self._forget, window)
+        return window
+
+    def remember(self, record: WindowRecord) -> None:
+        """Know a finished window's name, so that the engine's number leads to its sum."""
+        self._tau0[record.window_id] = record.tau0
+
+    def _window_closed(self, window: LiveWindow, outcome: str) -> None:
+        window_id, now = window.run.collector.params.window_id, self.now()
+        if self._by_id.pop(window_id, None) is not None:
+            collector = window.run.collector
+            match outcome:
+                case "done":
+                    effects = self.engine.window_done(window_id, [collector.devices[i] for i in collector.u3], now)
+                case "aborted":
+                    lost = [collector.devices[i] for i in window.run.lost]
+                    effects = self.engine.window_aborted(window_id, now, lost)
+                case _:
+                    effects = self.engine.window_failed(window_id, now)
+            self.spawn(self.carry_out(effects))
+        asyncio.get_running_loop().call_later(_LINGER_S, self._forget, window)
+
+    def _forget(self, window: LiveWindow) -> None:
+        """Drop an ended window from memory, unless it still waits for the votes that free its updates."""
+        if window.ended:
+            window.stop()
+            self.windows.pop(window.tau0, None)
+        else:
+            asyncio.get_running_loop().call_later(_LINGER_S, self._forget, window)
+
+    async def _publish(self, effect: events.Publish) -> None:
+        """Publish, however long the disk takes: meanwhile the task assigns nothing, and nothing is lost."""
+        while True:
+            try:
+                records = [await self.record(self._tau0[window_id]) for window_id in effect.windows]
+                task = await self.catalogue.publish(effect.task, records, self.now())
+                break
+            except ProtocolError as error:
+                fields = {"task": effect.task, "code": int(error.code), "detail": error.detail}
+                logger.error("version could not be published", extra=fields)
+                await asyncio.sleep(_RETRY_S)
+        for window_id in effect.windows:
+            del self._tau0[window_id]
+        version = task.version
+        logger.info("version published", extra={"task": effect.task, "version": version.version, "n": version.contributions})
+        await self.carry_out(self.engine.published(effect.task, version.version, self.now()))
+        self.services.signal.wake(_TICKETS)
+
+    async def _finish_task(self, name: str) -> None:
+        while True:
+            try:
+                await self.services.rounds.set_task_state(name, "finished")
+                return logger.info("task finished", extra={"task": name})
+            except ProtocolError as error:
+                logger.error("task's end could not be kept", extra={"task": name, "code": int(error.code)})
+                await asyncio.sleep(_RETRY_S)
+
+    async def record(self, tau0: bytes) -> WindowRecord:
+        """Return a window's record. Raises UNKNOWN_WINDOW."""
+        record = await self.services.rounds.window(tau0)
+        if record is None:
+            raise RuleError(Code.UNKNOWN_WINDOW, tau0.hex())
+        return record
+
+    # --- what devices ask -------------------------------------------------------------------------------------------
+
+    async def check_in(self, message: m.CheckIn, token_s: int) -> m.CheckedIn:
+        """Answer a device's signed presence with a token, and with work or a time to come back."""
+        now = self.now()
+        body = self.fleet.judge(message, int(now))
+        answer, effects = self.engine.check_in(body.device, now)
+        app = (message.app_version, message.protocol)
+        await self.services.rounds.seen(body.device, message.certificate, *app, now)
+        await self.carry_out(effects)
+        given = answer.assignment
+        assignment = None
+        if given is not None and given.version == self.catalogue.task(given.task).version.version:
+            deadline = seconds(given.expires - now)
+            assignment = await self.catalogue.assignment(given.task, given.id, deadline, message.held)
+        return m.CheckedIn(
+            token=self.tokens.issue(body.device, int(now) + token_s),
+            token_expires_s=token_s,
+            come_back_s=0 if assignment else seconds(answer.come_back_s),
+            now=int(now),
+            policy=self.fleet.policy_bytes,
+            assignment=assignment,
+        )
+
+    async def join(self, device: bytes, message: m.Join) -> m.Joined:
+        """Take a device's join entry. Raises STALE_VERSION, NOT_YOURS, or the number of what a member would refuse."""
+        now = self.now()
+        assignment = self.engine.assignment(message.assignment, device)
+        lane = self.catalogue.task(assignment.task).lane(self.fleet.policy_bytes)
+        entry = check_entry(message.entry, self.fleet.id, lane, self.fleet.policy, self.fleet.root, int(now))
+        if entry.device != device:
+            raise RuleError(Code.NOT_YOURS, "the entry names another device than the token")
+        joining = Joining(device, entry.seq, float(entry.expires), message.entry)
+        answer, effects = self.engine.join(message.assignment, joining, now)
+        await self.carry_out(effects)
+        return m.Joined(answer.ticket, round(answer.come_back_s))
+
+    async def ticket(self, device: bytes, ticket: bytes, wait_s: float) -> m.Open | m.Wait:
+        """Return the OPEN of the window that an entry stands in, or a time to come back."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + wait_s
+        while True:
+            mark = self.services.signal.mark(_TICKETS)
+            answer = self.engine.ticket(ticket, device, self.now())
+            if isinstance(answer, Opened):
+                if answer.window_id in self._failed_to_open:
+                    raise RuleError(Code.UNKNOWN_TICKET, "the window could not be opened: join again")
+                if answer.window_id in self._by_id:
+                    return self._by_id[answer.window_id].run.open()
+                if answer.window_id in self._tau0:
+                    raise RuleError(Code.UNKNOWN_TICKET, "the window has ended: join again")
+            left = end - loop.time()
+            if left <= 0 or not await mark.wait(left):
+                return m.Wait(0 if isinstance(answer, Opened) else round(answer.come_back_s))
+
+    async def report(self, device: bytes, message: m.Report) -> None:
+        """Take a device's word that it will not contribute."""
+        fields = {"number": message.code, "step": message.step, "task": message.task, "version": message.version}
+        logger.info("device reports", extra=fields)
+        await self.carry_out(self.engine.give_up(device, message.task, message.version, self.now()))
+
+    async def window(self, tau0: bytes, device: bytes) -> tuple[LiveWindow, int] | WindowRecord:
+        """Return a window and the device's index in it, or an ended one's record. Raises UNKNOWN_WINDOW, NOT_YOURS."""
+        live = self.windows.get(tau0)
+        if live is not None:
+            return live, live.member(device)
+        return await self.record(tau0)
+
+    def wake_alarm(self) -> None:
+        """A deadline may have come nearer."""
+        self._kick.set()
+
+    # --- what operators ask -----------------------------------------------------------------------------------------
+
+    async def create_task(self, name: str, model: bytes, settings: TaskSettings) -> TaskRecord:
+        """See `Catalogue.create`."""
+        return await self.catalogue.create(name, model, settings, self.now())
+
+    async def sign_task(self, name: str, signed: bytes) -> None:
+        """Set a task going with its signed plan."""
+        task = await self.catalogue.sign(name, signed, self.now())
+        start = events.TaskStart(name, task.settings, self.fleet.policy)
+        await self.carry_out(self.engine.add_task(start, self.now()))
+        logger.info("task started", extra={"task": name})
+
+    async def install_policy(self, data: bytes) -> None:
+        """Put a newer policy in force. Raises RuleError 2xx, or POLICY_UNSATISFIABLE where a task could not go on under it."""
+        now = self.now()
+        policy = self.fleet.accept(data, int(now))
+        check_policy_change(policy, self.catalogue.live)
+        await self.services.rounds.install_policy(policy.serial, data, now)
+        if policy.serial > self.fleet.policy.serial:
+            self.fleet.install(data)
+            self.engine.set_policy(policy)
+            logger.info("policy installed", extra={"serial": policy.serial})
+
+    def task_view(self, name: str) -> events.TaskView | None:
+        """Return where a task stands; nothing while it waits for its signed plan."""
+        return self.engine.task(name) if name in self.catalogue.live else None
+
+    def window_states(self) -> dict[str, float]:
+        """Return how many windows in memory are in each phase."""
+        counts: dict[str, float] = {}
+        for window in self.windows.values():
+            name = window.run.phase.name.lower()
+            counts[name] = counts.get(name, 0) + 1
+        return counts

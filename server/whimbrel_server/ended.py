@@ -1,0 +1,48 @@
+"""Windows that are no longer in memory: what their members still get, for as long as certificates are kept.
+
+What belongs here: answers from a window's record. What does not: windows that run (`windows.py`).
+"""
+
+from __future__ import annotations
+
+from whimbrel_protocol import messages as m
+from whimbrel_protocol import wire
+from whimbrel_protocol.errors import Code, RuleError
+from whimbrel_protocol.objects import JoinEntry
+
+from whimbrel_server.storage.records import WindowRecord
+
+
+def devices(record: WindowRecord) -> list[bytes]:
+    """Return the members' ids in the order of the roster."""
+    return [JoinEntry.decode(entry).device for entry in record.roster]
+
+
+def waits_for_votes(record: WindowRecord) -> bool:
+    """Whether the window was given up and the votes that free its updates are not all in."""
+    return record.state == "aborted" and record.abort is None
+
+
+def answer(record: WindowRecord, phase: str, device: bytes) -> m.Message:
+    """Return what a member of an ended window gets for a phase.
+
+    Raises RuleError NOT_YOURS, SPOILED_SUM for the receipt of a failed window, PHASE_OVER for what is no longer told.
+    """
+    if device not in devices(record):
+        raise RuleError(Code.NOT_YOURS, "this device is not in the window's roster")
+    if phase == "quorum":
+        return _certificate(record)
+    if record.state == "aborted":
+        return m.Survivors(b"", b"", abort=True)
+    if phase == "done" and record.state == "failed":
+        raise RuleError(Code.SPOILED_SUM)
+    if phase == "done" and record.sum_sha256 is not None:
+        return m.Done(record.lane, record.sum_sha256)
+    raise RuleError(Code.PHASE_OVER)
+
+
+def _certificate(record: WindowRecord) -> m.Message:
+    certificate = record.quorum or record.abort
+    if certificate is None:
+        raise RuleError(Code.PHASE_OVER, "the window's certificate is no longer kept")
+    return wire.decode(certificate, m.Quorum)
