@@ -221,7 +221,7 @@ class Engine:
                 continue
             if joining.entry == known.entry and known.ticket:
                 return known.ticket
-            if joining.seq == known.seq:
+            if joining.seq == known.seq and joining.entry != known.entry:
                 raise RuleError(Code.SECOND_BODY, f"another entry with the counter {known.seq} came before")
             raise RuleError(Code.OUT_OF_TURN, f"an entry with the counter {known.seq} came before {joining.seq}")
         return None
