@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from whimbrel_protocol import messages as m
 from whimbrel_protocol.collector import Collector
-from whimbrel_protocol.errors import Code, ProtocolError, RuleError
+from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.forming import check_entry
 
 from whimbrel_server import events
@@ -22,6 +22,7 @@ from whimbrel_server.catalogue import Catalogue, check_policy_change
 from whimbrel_server.engine import Engine
 from whimbrel_server.events import Joining, Opened
 from whimbrel_server.fleet import Fleet
+from whimbrel_server.problems import numbered
 from whimbrel_server.settings import TaskSettings
 from whimbrel_server.storage.records import AssignmentRecord, TaskRecord, WindowRecord
 from whimbrel_server.tokens import Tokens
@@ -136,7 +137,8 @@ class Coordinator:
     async def _open_window(self, effect: events.OpenWindow) -> None:
         try:
             window = await self._form(effect)
-        except ProtocolError as error:
+        except Exception as exception:
+            error = numbered(exception)
             fields = {"task": effect.task, "code": int(error.code), "detail": error.detail}
             logger.warning("window could not be opened", extra=fields)
             self._failed_to_open.add(effect.window_id)
@@ -219,30 +221,30 @@ class Coordinator:
             asyncio.get_running_loop().call_later(_LINGER_S, self._forget, window)
 
     async def _publish(self, effect: events.Publish) -> None:
-        """Publish, however long the disk takes: meanwhile the task assigns nothing, and nothing is lost."""
-        while True:
-            try:
-                records = [await self.record(self._tau0[window_id]) for window_id in effect.windows]
-                task = await self.catalogue.publish(effect.task, records, self.now())
-                break
-            except ProtocolError as error:
-                fields = {"task": effect.task, "code": int(error.code), "detail": error.detail}
-                logger.error("version could not be published", extra=fields)
-                await asyncio.sleep(_RETRY_S)
+        async def publish() -> None:
+            records = [await self.record(self._tau0[window_id]) for window_id in effect.windows]
+            await self.catalogue.publish(effect.task, records, self.now())
+
+        await self._insist(publish, f"version after {effect.base_version} of {effect.task}")
         for window_id in effect.windows:
             del self._tau0[window_id]
-        version = task.version
+        version = self.catalogue.task(effect.task).version
         logger.info("version published", extra={"task": effect.task, "version": version.version, "n": version.contributions})
         await self.carry_out(self.engine.published(effect.task, version.version, self.now()))
         self.services.signal.wake(_TICKETS)
 
     async def _finish_task(self, name: str) -> None:
+        await self._insist(lambda: self.services.rounds.set_task_state(name, "finished"), f"end of {name}")
+        logger.info("task finished", extra={"task": name})
+
+    async def _insist(self, work: Callable[[], Awaitable[None]], name: str) -> None:
+        """Do what must be done, however long the disk takes: meanwhile nothing is promised, and nothing is lost."""
         while True:
             try:
-                await self.services.rounds.set_task_state(name, "finished")
-                return logger.info("task finished", extra={"task": name})
-            except ProtocolError as error:
-                logger.error("task's end could not be kept", extra={"task": name, "code": int(error.code)})
+                return await work()
+            except Exception as exception:
+                error = numbered(exception)
+                logger.error("tried again soon", extra={"what": name, "code": int(error.code), "detail": error.detail})
                 await asyncio.sleep(_RETRY_S)
 
     async def record(self, tau0: bytes) -> WindowRecord:

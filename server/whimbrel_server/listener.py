@@ -21,6 +21,8 @@ logger = logging.getLogger("whimbrel.http")
 
 # After a refusal the rest of the body is read for this long, so that the client gets to see the answer.
 _LINGER_S = 2.0
+# Long polls are cut off when the server stops: devices ask again, and a kill must be as good as a stop.
+_SHUTDOWN_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ async def note_request(request: web.Request, handler: Any) -> web.StreamResponse
 @asynccontextmanager
 async def listening(app: web.Application, host: str, port: int, terms: Terms, answer: Answer) -> AsyncIterator[str]:
     """Serve `app` while the block runs; yields its URL with the port that was found."""
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
     await runner.setup()
     loop = asyncio.get_running_loop()
 

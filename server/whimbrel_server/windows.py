@@ -227,8 +227,10 @@ class LiveWindow:
             except ProtocolError as error:
                 fields = {"window": self.tau0.hex(), "code": int(error.code), "detail": error.detail}
                 logger.error("a step of the window failed", extra=fields)
-                if self.run.phase is Phase.UNMASKING:
+                if self.run.phase is Phase.UNMASKING and error.code is not Code.STORAGE_FULL:
                     return self._queue(self.run.fail(error, self._services.clock()))
+            except Exception:
+                logger.exception("a step of the window failed", extra={"window": self.tau0.hex()})
             await asyncio.sleep(_RETRY_S)
 
     async def _carry_out(self, effect: effects.WindowEffect) -> None:
