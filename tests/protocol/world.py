@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 from whimbrel_kernels import ring_add
 from whimbrel_protocol.collector import Collector
+from whimbrel_protocol.layout import Signed
 from whimbrel_protocol.member import Identity, Member
 from whimbrel_protocol.messages import U2, MaskedHead, Quorum, Shares, Unmask, Vote, VoteKind
 from whimbrel_protocol.objects import Certificate, VectorSpec
@@ -27,6 +29,9 @@ FLEET = bytes(range(16))
 LANE = hashlib.sha256(b"lane").digest()
 AUTHORITY = SigningKey(hashlib.sha256(b"authority").digest())
 SPEC = VectorSpec.make(bits=16, n_max=64, d=21, scale=4096.0, weight_bits=16)
+
+
+T = TypeVar("T", bound=Signed)
 
 
 def secret(*names: object) -> bytes:
@@ -50,6 +55,12 @@ def policy(**changes: object) -> Policy:
         "plan_signers": (),
     }
     return Policy.sign(AUTHORITY, **(fields | changes))
+
+
+def resigned(blob: T, key: SigningKey, **changes: Any) -> T:
+    """A signed blob with other fields, under a signature that is right for them."""
+    changed = replace(blob, **changes)
+    return replace(changed, signature=key.sign(changed.KIND, changed.signature_input()))
 
 
 def identity(name: object, key: SigningKey = AUTHORITY, **changes: object) -> Identity:
