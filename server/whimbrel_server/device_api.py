@@ -7,6 +7,7 @@ how it is fuzzed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,7 @@ from whimbrel_server.windows import LiveWindow
 OCTETS = "application/octet-stream"
 PHASES_POSTED: dict[str, type] = {"shares": m.Shares, "masked": m.MaskedHead, "vote": m.Vote, "unmask": m.Unmask}
 _FOREVER = {hdrs.CACHE_CONTROL: "public, max-age=31536000, immutable", hdrs.ACCEPT_RANGES: "bytes"}
+_RANGE = re.compile(r"bytes=([0-9]{0,15})-([0-9]{0,15})")
 PHASES_POLLED = ("u2", "survivors", "quorum", "done")
 
 
@@ -247,14 +249,15 @@ async def _blob(request: web.Request) -> web.Response:
 
 def _range(request: web.Request, size: int) -> tuple[int, int] | None:
     """Return the one range that is asked for. Raises ProtocolError BAD_RANGE where it holds no byte of the blob."""
-    try:
-        asked = request.http_range
-    except ValueError:
-        raise ProtocolError(Code.BAD_RANGE, "not one range of bytes") from None
-    if asked.start is None and asked.stop is None:
+    if hdrs.RANGE not in request.headers:
         return None
-    start, stop, _ = asked.indices(size)
-    if start >= stop or (asked.start or 0) >= size:
+    asked = _RANGE.fullmatch(request.headers[hdrs.RANGE])
+    if asked is None or not any(asked.groups()):
+        raise ProtocolError(Code.BAD_RANGE, "one range of bytes, such as bytes=0-99, bytes=100- or bytes=-50")
+    first, last = asked.groups()
+    start = int(first) if first else max(0, size - int(last))
+    stop = min(size, int(last) + 1) if first and last else size
+    if start >= stop:
         raise ProtocolError(Code.BAD_RANGE, f"the blob has {size} bytes")
     return start, stop
 
