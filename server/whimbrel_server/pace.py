@@ -40,13 +40,12 @@ class DropOut:
 
 
 def over_select(wanted: float, dropout: float) -> int:
-    """How many to ask so that `wanted` are left: wanted / (1 - dropout), rounded up."""
-    return ceil(wanted / (1 - dropout) - 1e-9)
+    """How many to ask so that `wanted` are left: wanted / (1 - dropout), and one standard deviation of the losses on top.
 
-
-def with_margin(wanted: float, dropout: float) -> int:
-    """As `over_select`, with one standard deviation of the losses on top: just missing the goal costs a whole deadline."""
-    return over_select(wanted + sqrt(wanted * dropout * (1 - dropout)), dropout)
+    Without it every other round would just miss its goal, and that costs a whole deadline.
+    """
+    margin = sqrt(wanted * dropout * (1 - dropout))
+    return ceil((wanted + margin) / (1 - dropout) - 1e-9)
 
 
 class Sleepers:

@@ -14,7 +14,7 @@ from math import ceil
 
 from whimbrel_protocol.signed import Policy
 
-from whimbrel_server.pace import DropOut, over_select, with_margin
+from whimbrel_server.pace import DropOut, over_select
 from whimbrel_server.settings import SPARE, TaskSettings, may_open, room
 
 
@@ -117,7 +117,7 @@ class TaskRun:
         return max(0.0, min(self.window_dropout.rate, most))
 
     def wanted(self) -> int:
-        """How many devices should be at work: the open contributions, over-selected, and enough to fill their windows."""
+        """How many devices should be at work: the open contributions, over-selected by the observed drop-out."""
         need = self.settings.contributions - self.contributions
         if need <= 0:
             return 0
@@ -125,7 +125,7 @@ class TaskRun:
 
     def window_size(self, need: float) -> int:
         """How many members the next window should have so that equal windows bring `need` contributions; K at least."""
-        size = with_margin(need / self._windows_left(need), self.expected_loss)
+        size = over_select(need / self._windows_left(need), self.expected_loss)
         return min(max(size, self.settings.window), self.largest)
 
     def _windows_left(self, need: float) -> int:

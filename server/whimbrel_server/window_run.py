@@ -225,11 +225,18 @@ class WindowRun:
         records = tuple(EventRecord("masked", head.i, wire.encode(head)) for head in heads)
         return [FixSurvivors(bitmap(collector.u3, collector.n), records)]
 
+    def abort(self, now: float) -> list[WindowEffect]:
+        """Ask for an abort although there are members enough: the shell lost what it needs. Raises OUT_OF_TURN from VOTE on."""
+        if self.phase not in (Phase.SHARE, Phase.FIX_U2, Phase.MASK, Phase.FIX_SURVIVORS):
+            raise RuleError(Code.OUT_OF_TURN, f"no abort for want of data in the phase {self.phase.value}")
+        return self._ask_abort(now)
+
     def _ask_abort(self, now: float) -> list[WindowEffect]:
+        # Before a survivor set is shown nothing can become of the window; after it, late commits still can.
+        hopeful = self.phase is Phase.VOTE
         self.collector.ask_abort()
         self._enter(Phase.ABORT, now)
-        # Before a survivor set is fixed nothing can become of the window; after it, late commits still can.
-        return [Wake()] if self.collector.u3 else [Wake(), *self._give_up_hope()]
+        return [Wake()] if hopeful else [Wake(), *self._give_up_hope()]
 
     def _give_up_hope(self) -> list[WindowEffect]:
         self._hopeless, self._ends = True, None

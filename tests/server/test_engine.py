@@ -103,8 +103,8 @@ def refused(code: Code, call, *arguments) -> None:
 class TestAssignments:
     def test_a_cohort_is_over_selected_by_the_expected_drop_out(self) -> None:
         desk = Desk(msgspec.structs.replace(SETTINGS, expected_dropout=0.2))
-        assert len(desk.assign(range(200))) == 40
-        assert len(desk.take(Assign)) == 40
+        assert len(desk.assign(range(200))) == 43  # 32 / 0.8, and a standard deviation of the losses
+        assert len(desk.take(Assign)) == 43
 
     def test_a_device_that_asks_again_gets_its_assignment_again_until_it_expires(self) -> None:
         desk = Desk()
@@ -141,7 +141,7 @@ class TestAssignments:
     def test_the_task_that_lacks_most_is_served_first_and_one_at_a_time(self) -> None:
         desk = Desk(large=SETTINGS, small=msgspec.structs.replace(SETTINGS, contributions=16, contributions_min=10))
         names = [assignment.task for assignment in desk.assign(range(30))]
-        assert names.count("large") == pytest.approx(2 * names.count("small"), abs=2)
+        assert 17 <= names.count("large") <= 21
         assert desk.check_in(device(0)) == desk.check_in(device(0))
 
 
@@ -397,18 +397,20 @@ class TestVersions:
 class TestPace:
     def test_a_small_fleet_comes_back_when_the_next_round_begins(self) -> None:
         desk = Desk()
-        desk.assign(range(36))
+        desk.assign(range(45))
         delays = [desk.engine.check_in(device(100 + n), desk.now)[0].come_back_s for n in range(20)]
         assert all(100 <= delay <= 102 for delay in delays)
 
     def test_a_large_fleet_is_spread_at_the_rate_that_the_work_needs(self) -> None:
         settings = msgspec.structs.replace(SETTINGS, come_back_max_s=86_400)
         desk = Desk(settings)
-        delays = sorted(desk.engine.check_in(device(n), desk.now)[0].come_back_s for n in range(20_000))[36:]
-        # 20,000 devices, 32 wanted in 100 s: a day is not too long for them to come once.
-        late = [delay for delay in delays if delay > 1000]
-        assert len(late) > 0.7 * len(delays)
+        answers = [desk.engine.check_in(device(n), desk.now)[0] for n in range(20_000)]
+        delays = [answer.come_back_s for answer in answers if answer.assignment is None]
+        # 20,000 devices, 32 wanted in 100 s: each is needed every 62,500 s. The first ones to come could not know.
+        late = delays[15_000:]
         assert max(delays) <= 86_400
+        assert 20_000 < sum(late) / len(late) < 40_000
+        assert min(late) < 1000 and max(late) > 50_000
 
     def test_the_estimate_follows_what_is_seen_and_keeps_within_reason(self) -> None:
         estimate = pace.DropOut(0.1)
@@ -421,7 +423,7 @@ class TestPace:
             estimate.note(lost=100)
             estimate.fade()
         assert estimate.rate == 0.75
-        assert pace.over_select(32, 0.2) == 40
+        assert [pace.over_select(32, rate) for rate in (0.0, 0.2, 0.5)] == [32, 43, 70]
 
     def test_slow_devices_are_not_taken_for_lost_ones(self) -> None:
         """Whoever joins late was slow; whoever asks for new work, or never comes, lost what it had."""
