@@ -142,9 +142,8 @@ def _from_join_to_done(seat: Seat) -> Script[Outcome]:
     latest = max(JoinEntry.decode(entry).certificate.not_before for entry in opened.roster)
     accepted = yield from seat.insist("POST", "shares", Accepted, message=shares)
     u2 = (yield from seat.insist("GET", "u2", U2, Survivors)) if isinstance(accepted, Accepted) else accepted
-    if isinstance(u2, Survivors) and u2.abort:
-        yield from seat.insist("POST", "vote", Accepted, message=member.abort_vote())
     if not isinstance(u2, U2):
+        yield from _leave(seat)
         return Outcome.AGAIN
     spent = member.on_u2(u2)
     device.stage = Stage.MASK
@@ -174,6 +173,16 @@ def _await_open(seat: Seat) -> Script[Open | Outcome]:
     raise Refused(joined)
 
 
+def _leave(seat: Seat) -> Script[None]:
+    """Go without having sent a byte of the update; if votes for an abort are collected, others wait for this one to be free."""
+    asked = yield from seat.device.call("GET", f"{seat.path}/survivors", Survivors, Wait)
+    if isinstance(asked, Survivors) and asked.abort:
+        vote = seat.member.abort_vote()
+        if seat.record.state is UpdateState.SPENT:
+            yield from seat.mark(spent=seat.member.record.encode())
+        yield from seat.insist("POST", "vote", Accepted, message=vote)
+
+
 # --- MASKED to DONE: the update is spent ------------------------------------------------------------------------------
 
 
@@ -181,8 +190,9 @@ def _from_masked_to_done(seat: Seat) -> Script[Outcome]:
     device, member = seat.device, seat.member
     masked = member.mask(seat.prepared.words)
     head = yield from seat.insist("POST", "masked", Accepted, message=member.head(sha256(masked)))
-    if isinstance(head, Failure):
-        yield from conclude(device, seat.record, Verdict.FREED)  # the announcement was refused: no byte was sent
+    if not isinstance(head, Accepted):
+        yield from _leave(seat)
+        yield from conclude(device, seat.record, Verdict.FREED)  # the announcement was not taken: no byte was sent
         return Outcome.AGAIN
     yield from _upload(seat, masked)
     del masked
