@@ -7,7 +7,7 @@ is hashed from names, so a scene is the same in every run.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from whimbrel_kernels import ring_add
 from whimbrel_protocol.collector import Collector
+from whimbrel_protocol.errors import Code
 from whimbrel_protocol.layout import Signed
 from whimbrel_protocol.member import Identity, Member
 from whimbrel_protocol.messages import U2, MaskedHead, Quorum, Shares, Unmask, Vote, VoteKind
@@ -23,6 +24,7 @@ from whimbrel_protocol.packing import WindowSum, pack
 from whimbrel_protocol.primitives import SigningKey
 from whimbrel_protocol.signed import Policy
 from whimbrel_protocol.transcript import vote_body
+from whimbrel_protocol.window import Shortage
 
 NOW = 1_800_000_000
 FLEET = bytes(range(16))
@@ -93,6 +95,7 @@ class Window:
     n: int
     rules: Policy = field(default_factory=policy)
     spec: VectorSpec = SPEC
+    vectors: dict[int, tuple[MaskedHead, bytes]] = field(default_factory=dict)
 
     @cached_property
     def identities(self) -> list[Identity]:
@@ -131,15 +134,13 @@ class Window:
             self.collector.on_shares(message)
         return made
 
-    def mask(self, there: Collection[int]) -> dict[int, tuple[MaskedHead, bytes]]:
+    def mask(self, there: Collection[int]) -> None:
         """U2 to all of them, their vectors to the server."""
         self.collector.close_shares()
-        made = {}
         for i in sorted(there):
-            made[i] = self.masked(i, self.collector.u2_for(i))
-            self.collector.on_head(made[i][0])
+            self.vectors[i] = self.masked(i, self.collector.u2_for(i))
+            self.collector.on_head(self.vectors[i][0])
             self.collector.on_vector(i)
-        return made
 
     def masked(self, i: int, message: U2) -> tuple[MaskedHead, bytes]:
         """Member i's answer to U2: head and vector."""
@@ -159,27 +160,28 @@ class Window:
     def unmask(self, there: Collection[int]) -> dict[int, Unmask]:
         """QUORUM to all of them, their shares to the server."""
         quorum = self.collector.quorum
-        assert quorum is not None
+        if quorum is None:
+            raise Shortage(Code.SHORTAGE, "too few votes")
         made = {i: self.members[i].on_quorum(quorum) for i in sorted(there)}
         for message in made.values():
             self.collector.on_unmask(message)
         return made
 
-    def total(self, vectors: Mapping[int, tuple[MaskedHead, bytes]]) -> bytearray:
+    def total(self) -> bytearray:
         """The sum of the survivors' masked vectors."""
         total = bytearray(8 * self.spec.words)
         for i in self.collector.u3:
-            ring_add(total, vectors[i][1])
+            ring_add(total, self.vectors[i][1])
         return total
 
     def play(self, drops: Sequence[Collection[int]] = ((), (), (), ())) -> WindowSum:
         """The whole window; `drops` vanish before SHARES, MASKED, VOTE and UNMASK."""
         there = set(range(self.n)) - set(drops[0])
         self.deal(there)
-        vectors = self.mask(there := there - set(drops[1]))
+        self.mask(there := there - set(drops[1]))
         self.vote(there := there - set(drops[2]))
         self.unmask(there - set(drops[3]))
-        return self.collector.finish(self.total(vectors))
+        return self.collector.finish(self.total())
 
 
 def certificate(window: Window, kind: VoteKind, voters: Sequence[int], tau1: bytes = bytes(32), u3: bytes = b"") -> Quorum:
