@@ -2,7 +2,7 @@
 
 What belongs here: the requests. What does not: how they are fulfilled (`participant.py` with its transport, journal and
 trainer; a simulation has its own) and why they are made (`lifecycle.py`). An action may be performed twice, because a tick may
-be cut short: the shell keeps no memory of it, and every call of the contract is idempotent.
+be cut short: the shell keeps no memory of it, and every call of the contract but the check-in is idempotent.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Send:
     message: Message | None = None
     token: str = field(default="", repr=False)
     wait_s: float = 0.0  # of a long poll: the server may hold the answer so long
+    repeatable: bool = True  # a check-in is not: the server refuses its nonce the second time
 
 
 @dataclass(frozen=True)

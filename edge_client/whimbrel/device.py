@@ -245,7 +245,7 @@ class Device:
         stage, self.stage = self.stage, Stage.CHECK_IN
         yield from self.permission(Cost("check_in", 1.0, 1024, 2048))
         message = CheckIn(self.state.certificate, self._presence(), self.settings.app_version, PROTOCOL, tuple(self._held()))
-        answer = yield Send("POST", "/v1/check-in", (CheckedIn,), message)
+        answer = yield Send("POST", "/v1/check-in", (CheckedIn,), message, repeatable=False)
         if isinstance(answer, Failure):
             raise Refused(answer)
         demand(self.now <= answer.now + DAY_S, Code.CLOCK_WRONG, f"{self.now - answer.now:.0f} s ahead of the server")

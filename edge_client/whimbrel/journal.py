@@ -87,6 +87,17 @@ class Journal:
         file = self.path / name
         return _read(file) if file.exists() else None
 
+    def checkpoint(self) -> bytes | None:
+        """Return the saved state of an unfinished training, or None."""
+        return self.read(CHECKPOINT)
+
+    def put_checkpoint(self, data: bytes | None) -> None:
+        """Save the state of an unfinished training, or forget it."""
+        if data is None:
+            (self.path / CHECKPOINT).unlink(missing_ok=True)
+        else:
+            _write(self.path / CHECKPOINT, data)
+
     def commit(self, state: DeviceState, files: Mapping[str, bytes | None] | None = None) -> None:
         """Make the state durable: new large files first, then the state that names them, then deletions (None)."""
         changes = files or {}

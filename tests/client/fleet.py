@@ -1,7 +1,7 @@
 """Many lives under one virtual clock against the fake server: the shell of a simulation, with a memory instead of a disk.
 
-Every update is unique, each rule about what must be durable before something is sent is asserted as it happens, and a device may
-be killed at any action and started again from what it had made durable.
+Every update is unique, each rule about what must be durable before something is sent is asserted as it happens, and a device
+may be killed at any action and started again from what it had made durable.
 """
 
 from __future__ import annotations
