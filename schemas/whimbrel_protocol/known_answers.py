@@ -89,8 +89,10 @@ class Fields:
         if not isinstance(value, dict):
             raise MalformedError(name or "file", "is not an object")
         self._value: dict[str, Any] = value
-        for key in value.keys() ^ set(expected):
-            raise MalformedError(self.path(key), "is not expected here" if key in value else "is missing")
+        for key in sorted(set(expected) - value.keys()):
+            raise MalformedError(self.path(key), f"is missing; not expected: {sorted(value.keys() - set(expected))}")
+        for key in sorted(value.keys() - set(expected)):
+            raise MalformedError(self.path(key), "is not expected here")
 
     def path(self, key: str) -> str:
         """The item's name in reports."""

@@ -20,7 +20,7 @@ from whimbrel_protocol.collector import Collector
 from whimbrel_protocol.known_answers import Fields, MalformedError, Report, as_blob, as_bytes, as_integer
 from whimbrel_protocol.masks import CIPHERTEXT_BYTES, SHARE_BYTES, WORD_BYTES, WindowKeys, pair_mask
 from whimbrel_protocol.member import Identity, Member
-from whimbrel_protocol.messages import Shares
+from whimbrel_protocol.messages import Quorum, Shares
 from whimbrel_protocol.objects import Certificate, JoinEntry, Params, VectorSpec
 from whimbrel_protocol.packing import CANARY, pack
 from whimbrel_protocol.primitives import HASH_BYTES, KEY_BYTES, SIGNATURE_BYTES, SigningKey, exchange, sha256
@@ -175,8 +175,9 @@ class Run:
             collector.on_shares(message)
         self._compare_dealt(made)
         tau1 = collector.close_shares()
-        report.same("bm2", bitmap(collector.u2, collector.n), file.hex("bm2"))
         report.same("tau1", tau1, file.hex("tau1", HASH_BYTES))
+        named = {0, *file.by_member("cts_to_0", collector.n)}
+        report.same("bm2", bitmap(named, collector.n), file.hex("bm2"))
         received = collector.u2_for(0).cts
         senders = [j for j in collector.u2 if j != 0]
         self._compare_ciphertexts("cts_to_0", dict(zip(senders, _cut(received, CIPHERTEXT_BYTES), strict=True)))
@@ -246,7 +247,6 @@ class Run:
     def _vote(self) -> None:
         file, report, collector = self._file, self._report, self._collector
         survivors = collector.close_masked()
-        report.same("bm3", bitmap(survivors, collector.n), file.hex("bm3"))
         votes = {i: self._members[i].on_survivors(collector.survivors) for i in survivors}
         if 0 not in votes:
             raise MalformedError("bm3", "member 0 is not in it")
@@ -256,9 +256,16 @@ class Run:
         quorum = collector.quorum
         if quorum is None:
             raise MalformedError("bm3", f"leaves fewer than {collector.t} votes")
-        signatures = [signature.hex() for signature in _cut(quorum.sigs, SIGNATURE_BYTES)]
-        report.same("quorum", [list(pair) for pair in zip(quorum.idx, signatures, strict=True)], file.array("quorum"))
+        self._compare_quorum(quorum)
         self._quorum = quorum
+
+    def _compare_quorum(self, quorum: Quorum) -> None:
+        signatures = [signature.hex() for signature in _cut(quorum.sigs, SIGNATURE_BYTES)]
+        computed = [list(pair) for pair in zip(quorum.idx, signatures, strict=True)]
+        stated = self._file.array("quorum")
+        self._report.same("quorum", computed, stated)
+        voted = any(pair in computed for pair in stated)
+        self._report.holds("bm3", voted, "is not what the members in quorum voted for")
 
     def _unmask(self) -> None:
         file, report, collector = self._file, self._report, self._collector

@@ -88,6 +88,8 @@ def read_case(file: Fields, report: Report) -> Case:
     policy, root = _policy(Fields(file.raw("policy"), "policy", POLICY))
     spec = _spec(Fields(file.raw("spec"), "spec", SPEC), report)
     rows = [Fields(row, f"members[{i}]", MEMBER) for i, row in enumerate(file.array("members"))]
+    if not rows:
+        raise MalformedError("members", "names nobody")
     identities = tuple(_identity(row, root, report) for row in rows)
     report.holds("policy.fleet", all(_fleet(each) == policy.fleet for each in identities), "not the certificates' fleet")
     drops = Fields(file.raw("drops"), "drops", DROPS)
