@@ -15,17 +15,19 @@ from whimbrel_protocol.errors import Code, ProtocolError
 RECEIVED = web.RequestKey("received", int)
 
 
-async def expect_nothing(request: web.Request) -> None:
+async def expect_nothing(_: web.Request) -> None:
     """Take the place of aiohttp's expect handler, which would invite the body before the request's headers were judged."""
-    if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
-        raise web.HTTPExpectationFailed
 
 
 async def invite(request: web.Request) -> None:
-    """Ask for the body where the client waits for that."""
-    if request.headers.get(hdrs.EXPECT):
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0
+    """Ask for the body where the client waits for that. Raises ProtocolError BAD_REQUEST for another expectation."""
+    expected = request.headers.get(hdrs.EXPECT)
+    if expected is None:
+        return
+    if expected.lower() != "100-continue":
+        raise ProtocolError(Code.BAD_REQUEST, f"Expect: {expected[:40]!r} is not 100-continue")
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0
 
 
 def stated_length(request: web.Request, limit: int) -> int:

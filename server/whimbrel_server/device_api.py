@@ -209,11 +209,10 @@ async def _put_masked(request: web.Request) -> web.Response:
     window, i = await _live(call, for_vote=False)
     bodies.require_type(request, OCTETS)
     length = bodies.stated_length(request, call.desk.limits.vector_bytes)
-    start = request.content.total_bytes
     try:
         await window.receive(i, _offset(request), length, request.content, partial(bodies.invite, request))
     finally:
-        request[RECEIVED] = request.content.total_bytes - start
+        request[RECEIVED] = request.content.total_bytes
         call.desk.coordinator.wake_alarm()
     return _answered(m.Accepted())
 

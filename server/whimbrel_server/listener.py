@@ -20,7 +20,7 @@ from whimbrel_server.problems import Answer
 logger = logging.getLogger("whimbrel.http")
 
 # After a refusal the rest of the body is read for this long, so that the client gets to see the answer.
-_LINGER_S = 2.0
+_LINGER_S = 1.0
 # Long polls are cut off when the server stops: devices ask again, and a kill must be as good as a stop.
 _SHUTDOWN_S = 0.5
 

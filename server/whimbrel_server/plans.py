@@ -91,9 +91,11 @@ def _parsed(model: bytes) -> onnx.ModelProto:
 def _step_spec(settings: TaskSettings) -> compiler.StepSpec:
     if settings.loss not in _LOSSES:
         raise RuleError(Code.CONFIGURATION, f"loss {settings.loss!r}, not one of {', '.join(sorted(_LOSSES))}")
+    if settings.optimizer not in ("sgd", "momentum"):
+        raise RuleError(Code.CONFIGURATION, f"optimizer {settings.optimizer!r}, neither sgd nor momentum")
     return compiler.StepSpec(
         loss=_LOSSES[settings.loss],
-        optimizer="momentum" if settings.momentum > 0 else "sgd",
+        optimizer="momentum" if settings.optimizer == "momentum" or settings.momentum > 0 else "sgd",
         batch=settings.batch,
         train=tuple(settings.train),
         proximal=settings.mu > 0,
