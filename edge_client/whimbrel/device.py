@@ -28,9 +28,9 @@ from whimbrel_protocol.messages import (
     Report,
 )
 from whimbrel_protocol.objects import RENEW_KIND, Certificate, CertificateRequest, CheckInBody
-from whimbrel_protocol.primitives import SigningKey, th
+from whimbrel_protocol.primitives import SigningKey
 from whimbrel_protocol.signed import Policy
-from whimbrel_protocol.trust import accept_certificate, accept_policy, demand
+from whimbrel_protocol.trust import accept_certificate, accept_policy, demand, fleet_of
 
 from whimbrel.actions import Action, Ask, Persist, Script, Send, Sleep, Upload
 from whimbrel.device_policy import Cost, DevicePolicy
@@ -81,8 +81,8 @@ class Settings:
 
     @property
     def fleet(self) -> bytes:
-        """The fleet's id follows from its root key, because a device that enrols has seen nothing else of it."""
-        return th("mw1/fleet", self.root)[:16]
+        """The fleet's id."""
+        return fleet_of(self.root)
 
 
 class Device:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.objects import ISSUER_BYTES, Certificate
+from whimbrel_protocol.primitives import th
 from whimbrel_protocol.rules import corrupt, survivor_floor, threshold
 from whimbrel_protocol.signed import Plan, Policy
 
@@ -27,6 +28,11 @@ def demand(holds: bool, code: Code, detail: str = "") -> None:
     """Raise RuleError `code` unless the condition holds."""
     if not holds:
         raise RuleError(code, detail)
+
+
+def fleet_of(root: bytes) -> bytes:
+    """The fleet's id, 16 bytes: it follows from the root key, the one thing of a fleet that a device knows before it enrols."""
+    return th("mw1/fleet", root)[:16]
 
 
 def issued_by_authority(certificate: Certificate, root: bytes, policy: Policy) -> bool:

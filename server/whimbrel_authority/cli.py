@@ -20,6 +20,7 @@ from pathlib import Path
 from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_protocol.primitives import KEY_BYTES
 from whimbrel_protocol.signed import Policy
+from whimbrel_protocol.trust import fleet_of
 
 from whimbrel_authority import enrolment
 from whimbrel_authority.issuing import DAY_S, Issuer
@@ -28,7 +29,7 @@ from whimbrel_authority.ledger import Ledger
 from whimbrel_authority.service import serve
 from whimbrel_authority.signing import Terms, first_policy, next_policy, sign_plan, terms_of
 
-FLEET_BYTES = 16
+DEVICE_BYTES = 16
 TOKEN_BYTES = 24
 
 
@@ -134,7 +135,7 @@ def _init(args: argparse.Namespace) -> None:
     terms.check()
     root, issuer, plan = (secrets.token_bytes(KEY_BYTES) for _ in range(3))
     directory = Directory.create(args.dir, (root, issuer, plan))
-    fleet = secrets.token_bytes(FLEET_BYTES)
+    fleet = fleet_of(directory.root.public)
     keys = (directory.issuer.public, directory.plan_signer.public)
     directory.replace_policy(first_policy(directory.root, fleet, *keys, terms, _now()).encode())
     with _ledger(directory):
@@ -189,8 +190,8 @@ def _device(text: str) -> bytes:
         device = bytes.fromhex(text)
     except ValueError:
         device = b""
-    if len(device) != FLEET_BYTES:
-        raise ProtocolError(Code.CONFIGURATION, f"a device's id is {2 * FLEET_BYTES} hexadecimal digits")
+    if len(device) != DEVICE_BYTES:
+        raise ProtocolError(Code.CONFIGURATION, f"a device's id is {2 * DEVICE_BYTES} hexadecimal digits")
     return device
 
 
