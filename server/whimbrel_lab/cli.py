@@ -1,0 +1,83 @@
+"""`whimbrel-lab`: what needs both sides, or a training runtime, in one place.
+
+What belongs here: commands and their options. What does not: what they do. A command whose libraries are not installed
+says which extra brings them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+MISSING = 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns 0, 1 where the result is not what it must be, 2 for trouble, 3 for a missing extra."""
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+    except ModuleNotFoundError as error:
+        print(f"{error.name} is missing: pip install 'whimbrel[lab]'", file=sys.stderr)
+        return MISSING
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from whimbrel_lab import demo
+    from whimbrel_lab.world import WorldError
+
+    chosen = {name: getattr(arguments, name) for name in ("devices", "rounds", "dropout", "seed", "out", "keep")}
+    try:
+        result = demo.run(demo.Options(**chosen))
+    except WorldError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(result))
+    return 0 if result["masked_equals_plain"] else 1
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from whimbrel_lab import bench_kernels
+
+    bench_kernels.run()
+    return 0
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError("a share is at least 0 and below 1")
+    return value
+
+
+def _devices(text: str) -> int:
+    value = int(text)
+    if not 16 <= value <= 200:
+        raise argparse.ArgumentTypeError("the demo runs 16 to 200 devices")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="whimbrel-lab", description="Try, show and measure whimbrel on one machine.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    demo = commands.add_parser("demo", help="train digits on devices that come and go, masks on, and prove every sum")
+    demo.add_argument("--devices", type=_devices, default=40)
+    demo.add_argument("--rounds", type=int, default=24)
+    demo.add_argument("--dropout", type=_share, default=0.2, help="share of devices that vanish in each round")
+    demo.add_argument("--seed", type=int, default=1)
+    demo.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the accuracy curve")
+    demo.add_argument("--keep", action="store_true", help="keep the servers' and devices' directories")
+    demo.set_defaults(run=_demo)
+    bench = commands.add_parser("bench", help="print speed ratios, each against its baseline in the same run")
+    bench.set_defaults(run=_bench)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""`make demo`: a model learns on devices that come and go, masks on, and every sum is proved afterwards.
+
+What belongs here: the order of events, what a person sees, and the closing line of JSON. What does not: the job and its
+processes (`federation.py`), the yardstick (`central.py`), the proof (`proof.py`), the picture (`curve.py`).
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from whimbrel_server.settings import TaskSettings
+
+from whimbrel_lab import central, curve
+from whimbrel_lab.federation import Federation, Fleet
+from whimbrel_lab.world import WorldError
+
+POLL_S = 0.2
+STALL_S = 90.0
+SETTLE_S = 1.5  # after the last round: time for receipts that are on their way
+BAR = 24
+LAST = 3  # rounds that the closing accuracy is the mean of
+
+# Phases are short because all devices are on this machine; the defaults are made for phones.
+SETTINGS = TaskSettings(
+    contributions=24,
+    contributions_min=16,
+    window=16,
+    n_max=40,
+    epochs=10,
+    batch=8,
+    lr=0.065,
+    lr_decay=0.9,
+    decay_after=10,
+    momentum=0.9,
+    round_deadline_s=12.0,
+    assignment_deadline_s=8.0,
+    come_back_max_s=1.0,
+    expected_dropout=0.2,
+    expected_window_dropout=0.15,
+    share_s=1.2,
+    mask_s=1.2,
+    vote_s=1.5,
+    unmask_s=1.5,
+    early_min_s=0.6,
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `whimbrel-lab demo` takes; the picture goes to `out`, and with `keep` all else stays on the disk."""
+
+    devices: int = 40
+    rounds: int = 24
+    dropout: float = 0.2
+    seed: int = 1
+    out: Path = Path("demo-out")
+    keep: bool = False
+
+
+class Progress:
+    """What a person sees: one live line on a terminal, a line a round elsewhere."""
+
+    def __init__(self, rounds: int) -> None:
+        self._rounds, self._live, self._last = rounds, sys.stdout.isatty(), -1
+
+    def show(self, task: dict[str, Any], accuracy: float, lost: int) -> None:
+        """Show where the task stands, the newest version's accuracy and the device-rounds lost so far."""
+        done = task["rounds_done"]
+        filled = BAR * done // self._rounds
+        line = (
+            f"round {done:2d}/{self._rounds} [{'#' * filled}{'.' * (BAR - filled)}] accuracy {accuracy:.3f}"
+            f"  devices in {task['contributions']:2d}, lost {lost:3d}"
+        )
+        if self._live:
+            print(f"\r{line}", end="", flush=True)
+        elif done != self._last:
+            print(line, flush=True)
+        self._last = done
+
+    def close(self) -> None:
+        """End the live line."""
+        if self._live:
+            print()
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Run the demo and return what its last line says. Raises WorldError where a process of it fails or nothing moves."""
+    begin = time.monotonic()
+    settings = msgspec.structs.replace(SETTINGS, rounds=options.rounds, seed=options.seed)
+    scratch = Path(tempfile.mkdtemp(prefix="whimbrel-demo-"))
+    federation = Federation(scratch, settings, Fleet(options.devices, options.dropout, options.seed))
+    try:
+        result = _told(federation, options)
+    finally:
+        federation.stop()
+        if options.keep:
+            print(f"everything is kept in {scratch}")
+        else:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return {**result, "seconds": round(time.monotonic() - begin, 1)}
+
+
+def _told(federation: Federation, options: Options) -> dict[str, Any]:
+    count = len(federation.train)
+    print(f"central training of the same model on all {count} examples: ", end="", flush=True)
+    yardstick = central.central_accuracy(federation.model, federation.settings, federation.train, federation.test)
+    print(f"accuracy {yardstick:.3f}", flush=True)
+    print("operator owns the authority: honest-but-curious", flush=True)
+    print(f"starting an authority, a server and {options.devices} devices, each a process of its own ...", flush=True)
+    federation.start()
+    accuracies = _watch(federation, options.rounds)
+    time.sleep(SETTLE_S)
+    stats = federation.world.admin.get("/v1/stats")
+    federation.devices.stop()
+    title = f"{options.devices} devices, {options.dropout:.0%} vanish in each round, masks on"
+    picture = options.out / "accuracy.png"
+    curve.draw(accuracies, yardstick, title, picture)
+    print(f"accuracy curve: {picture}")
+    return _closing(federation, options, accuracies, yardstick, stats)
+
+
+def _watch(federation: Federation, rounds: int) -> list[float]:
+    """Follow the task to its end and return each version's accuracy on the test examples, the untrained one first."""
+    progress, accuracies, moved = Progress(rounds), list[float](), time.monotonic()
+    while True:
+        task = federation.task()
+        if task is not None:
+            while len(accuracies) < task["version"]:
+                exported = federation.exported(len(accuracies) + 1)
+                accuracies.append(central.accuracy(exported, federation.test))
+                moved = time.monotonic()
+            progress.show(task, accuracies[-1], federation.lost())
+            if task["rounds_done"] >= rounds:
+                break
+        if time.monotonic() - moved > STALL_S:
+            raise WorldError(f"no new version for {STALL_S:.0f} s: {federation.world.server.last_words()}")
+        time.sleep(POLL_S)
+    progress.close()
+    return accuracies
+
+
+def _closing(
+    federation: Federation, options: Options, accuracies: list[float], yardstick: float, stats: dict[str, Any]
+) -> dict[str, Any]:
+    proof = federation.prove()
+    for fault in proof.faults:
+        print(f"NOT EXACT: {fault}")
+    words = "is" if proof.holds else "IS NOT"
+    print(f"each of {proof.windows} windows' sums {words} the plain sum of its survivors' updates, bit for bit")
+    parameters = sum(array.size for array in central.parameters_of(federation.model, federation.settings))
+    device_rounds = max(proof.survivors, 1) * parameters
+    return {
+        "rounds": options.rounds,
+        "devices": options.devices,
+        "windows": proof.windows,
+        "dropouts": federation.lost(),
+        "masked_equals_plain": proof.holds,
+        "accuracy": round(float(np.mean(accuracies[-LAST:])), 4),
+        "central_accuracy": round(yardstick, 4),
+        "bytes_up_per_param": round(stats["bytes_up"] / device_rounds, 2),
+        "bytes_down_per_param": round(stats["bytes_down"] / device_rounds, 2),
+        "server_peak_rss_mb": round(stats["server_peak_rss_mb"], 1),
+        "device_peak_rss_mb": round(federation.devices.peak_rss_mb, 1),
+    }

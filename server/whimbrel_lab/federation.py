@@ -1,0 +1,117 @@
+"""The digits job on real processes: a world, its task, and a fleet of devices with uneven shares of the data.
+
+What belongs here: what the demo and the crash tests have in common. What does not: what a person sees (`demo.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from whimbrel_server.settings import TaskSettings
+
+from whimbrel_lab import digits, faults, models
+from whimbrel_lab.device import Devices, Spec
+from whimbrel_lab.digits import Examples
+from whimbrel_lab.proof import Proof, prove
+from whimbrel_lab.world import World
+
+TASK = "digits"
+N_MIN = 8
+DIRICHLET = 0.3
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """How many devices there are, how often one vanishes in a round, and for how long it stays silent if it is not killed."""
+
+    devices: int
+    dropout: float
+    seed: int
+    absence_s: float = 3.0
+
+
+class Federation:
+    """A server at work on the digits with a fleet of device processes."""
+
+    def __init__(self, directory: Path, settings: TaskSettings, fleet: Fleet) -> None:
+        self.settings, self.fleet = settings, fleet
+        self.train, self.test = digits.load(fleet.seed)
+        self.model = models.digits_cnn(fleet.seed).SerializeToString()
+        self.world = World(directory)
+        self.devices = Devices([])
+        self._directory = directory
+
+    def start(self) -> None:
+        """Found the world, start it, create the task and start all devices."""
+        self.world.found(N_MIN)
+        self.world.start()
+        model = self._directory / "digits.onnx"
+        model.write_bytes(self.model)
+        self.world.create_task(TASK, model, *_options(self.settings))
+        self.devices = Devices(self._specs())
+        self.devices.start()
+
+    def _specs(self) -> list[Spec]:
+        fleet = self.fleet
+        parts = digits.dirichlet_split(self.train, fleet.devices, DIRICHLET, fleet.seed)
+        tokens = self.world.tokens(fleet.devices)
+        return [self._spec(index, token, part) for index, (token, part) in enumerate(zip(tokens, parts, strict=True))]
+
+    def _spec(self, index: int, token: str, part: Examples) -> Spec:
+        home = self._directory / f"device-{index:03d}"
+        home.mkdir()
+        np.savez(home / "examples.npz", image=part.image, label=part.label)
+        return Spec(
+            index=index,
+            url=self.world.url,
+            root=self.world.root,
+            token=token,
+            data=home / "examples.npz",
+            state=home / "state",
+            log=home / "faults.log",
+            seed=self.fleet.seed,
+            dropout=self.fleet.dropout,
+            absence_s=self.fleet.absence_s,
+            history=1_000_000,
+        )
+
+    def task(self) -> dict[str, Any] | None:
+        """Return what the server says of the task; None while it is away."""
+        view: dict[str, Any] | None = self.world.admin.get(f"/v1/tasks/{TASK}")
+        return view
+
+    def windows(self) -> list[dict[str, Any]]:
+        """Return what the server says of its windows; none while it is away."""
+        return self.world.admin.get(f"/v1/tasks/{TASK}/windows") or []
+
+    def exported(self, version: int) -> bytes:
+        """Return a version of the model as an ONNX file."""
+        return self.world.admin.bytes(f"/v1/tasks/{TASK}/versions/{version}/model")
+
+    def lost(self) -> int:
+        """Return how many device-rounds were lost so far."""
+        return faults.count(spec.log for spec in self.devices.specs)
+
+    def prove(self) -> Proof:
+        """Compare all finished windows with the devices' journals. The devices must have ended."""
+        return prove(self.world.admin, TASK, [spec.state for spec in self.devices.specs])
+
+    def stop(self) -> None:
+        """End devices and services, in that order."""
+        self.devices.stop()
+        self.world.stop()
+
+
+def _options(settings: TaskSettings) -> list[str]:
+    """Return the command line of `task create` that says what differs from the defaults."""
+    options = []
+    for field in msgspec.structs.fields(TaskSettings):
+        value = getattr(settings, field.name)
+        if value != field.default:
+            shown = ",".join(value) if isinstance(value, tuple) else value
+            options += [f"--{field.name.replace('_', '-')}", str(shown)]
+    return options
