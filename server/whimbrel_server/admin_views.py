@@ -62,6 +62,7 @@ def task(record: TaskRecord, live: TaskView | None) -> View:
     }
     if live:
         progress = ("version", "rounds_done", "contributions", "ready", "active", "open_windows", "deadline", "dropout")
+        view["round"] = live.rounds_done + 1
         view |= {name: getattr(live, name) for name in (*progress, "window_dropout")}
     return view
 

@@ -39,6 +39,7 @@ _RETRY_S = 5.0
 _LEAST_SLEEP_S = 0.02
 # An ended window still answers repeats from memory for a while; afterwards its record does.
 _LINGER_S = 60.0
+_PRUNE_S = 3600.0
 
 
 class Coordinator:
@@ -52,7 +53,7 @@ class Coordinator:
         self.windows: dict[bytes, LiveWindow] = {}
         self._by_id: dict[int, LiveWindow] = {}
         self._tau0: dict[int, bytes] = {}
-        self._failed_to_open: set[int] = set()
+        self._opening: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._kick = asyncio.Event()
 
@@ -65,6 +66,7 @@ class Coordinator:
     def start(self) -> None:
         """Let deadlines pass from now on."""
         self.spawn(self._alarm())
+        self.spawn(self._forget_the_old())
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` beside everything else."""
@@ -103,6 +105,11 @@ class Coordinator:
             except TimeoutError:
                 continue
 
+    async def _forget_the_old(self) -> None:
+        while True:
+            await self._insist(lambda: self.services.rounds.prune(self.now()), "forgetting what is out of date")
+            await asyncio.sleep(_PRUNE_S)
+
     def _let_pass(self) -> None:
         self.carry_out_later(self.engine.tick(self.now()))
         for window in list(self.windows.values()):
@@ -124,6 +131,7 @@ class Coordinator:
         for effect in effects:
             match effect:
                 case events.OpenWindow():
+                    self._opening.add(effect.window_id)
                     self.spawn(self._open_window(effect))
                 case events.Publish():
                     self.spawn(self._publish(effect))
@@ -141,10 +149,11 @@ class Coordinator:
             error = numbered(exception)
             fields = {"task": effect.task, "code": int(error.code), "detail": error.detail}
             logger.warning("window could not be opened", extra=fields)
-            self._failed_to_open.add(effect.window_id)
+            self._opening.discard(effect.window_id)
             self.services.signal.wake(_TICKETS)
             self.carry_out_later(self.engine.window_aborted(effect.window_id, self.now()))
             return
+        self._opening.discard(effect.window_id)
         n, tau0 = window.run.collector.n, window.tau0.hex()
         logger.info("window opened", extra={"task": effect.task, "version": effect.version, "window": tau0, "n": n})
         self.services.signal.wake(_TICKETS)
@@ -170,13 +179,19 @@ class Coordinator:
         return self.adopt(run)
 
     def adopt(self, run: WindowRun, masked_sum: bytes | None = None) -> LiveWindow:
-        """Let a durable window run."""
-        window = self._take_in(run, masked_sum)
+        """Let a durable window run that the engine waits for."""
+        window = self._make(run, masked_sum)
         window_id = run.collector.params.window_id
         self._by_id[window_id], self._tau0[window_id] = window, window.tau0
         return window
 
-    def _take_in(self, run: WindowRun, masked_sum: bytes | None) -> LiveWindow:
+    def take_in(self, run: WindowRun) -> LiveWindow:
+        """Let a window run of which the engine knows no more: it waits for the votes that free its updates."""
+        window = self._make(run, None)
+        asyncio.get_running_loop().call_later(_LINGER_S, self._forget, window)
+        return window
+
+    def _make(self, run: WindowRun, masked_sum: bytes | None) -> LiveWindow:
         worker = self.workers.pinned(run.collector.tau0)
         window = self.windows[run.collector.tau0] = LiveWindow(run, self.services, worker, self._window_closed, masked_sum)
         return window
@@ -188,9 +203,8 @@ class Coordinator:
         if record.tau0 in self.windows:  # another member's vote was quicker
             return self.windows[record.tau0]
         run, begin = restore(record, stored, spec, limits, self.now())
-        window = self._take_in(run, None)
+        window = self.take_in(run)
         window.begin(begin)
-        asyncio.get_running_loop().call_later(_LINGER_S, self._forget, window)
         return window
 
     def remember(self, record: WindowRecord) -> None:
@@ -203,13 +217,15 @@ class Coordinator:
             collector = window.run.collector
             match outcome:
                 case "done":
-                    effects = self.engine.window_done(window_id, [collector.devices[i] for i in collector.u3], now)
+                    follows = self.engine.window_done(window_id, [collector.devices[i] for i in collector.u3], now)
                 case "aborted":
                     lost = [collector.devices[i] for i in window.run.lost]
-                    effects = self.engine.window_aborted(window_id, now, lost)
+                    follows = self.engine.window_aborted(window_id, now, lost)
                 case _:
-                    effects = self.engine.window_failed(window_id, now)
-            self.spawn(self.carry_out(effects))
+                    follows = self.engine.window_failed(window_id, now)
+            if outcome != "done":
+                del self._tau0[window_id]
+            self.spawn(self.carry_out(follows))
         asyncio.get_running_loop().call_later(_LINGER_S, self._forget, window)
 
     def _forget(self, window: LiveWindow) -> None:
@@ -237,11 +253,12 @@ class Coordinator:
         await self._insist(lambda: self.services.rounds.set_task_state(name, "finished"), f"end of {name}")
         logger.info("task finished", extra={"task": name})
 
-    async def _insist(self, work: Callable[[], Awaitable[None]], name: str) -> None:
+    async def _insist(self, work: Callable[[], Awaitable[object]], name: str) -> None:
         """Do what must be done, however long the disk takes: meanwhile nothing is promised, and nothing is lost."""
         while True:
             try:
-                return await work()
+                await work()
+                return
             except Exception as exception:
                 error = numbered(exception)
                 logger.error("tried again soon", extra={"what": name, "code": int(error.code), "detail": error.detail})
@@ -299,12 +316,10 @@ class Coordinator:
             mark = self.services.signal.mark(_TICKETS)
             answer = self.engine.ticket(ticket, device, self.now())
             if isinstance(answer, Opened):
-                if answer.window_id in self._failed_to_open:
-                    raise RuleError(Code.UNKNOWN_TICKET, "the window could not be opened: join again")
                 if answer.window_id in self._by_id:
                     return self._by_id[answer.window_id].run.open()
-                if answer.window_id in self._tau0:
-                    raise RuleError(Code.UNKNOWN_TICKET, "the window has ended: join again")
+                if answer.window_id not in self._opening:
+                    raise RuleError(Code.UNKNOWN_TICKET, "the window has ended, or could not be opened: join again")
             left = end - loop.time()
             if left <= 0 or not await mark.wait(left):
                 return m.Wait(0 if isinstance(answer, Opened) else round(answer.come_back_s))

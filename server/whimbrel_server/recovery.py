@@ -28,7 +28,7 @@ from whimbrel_server.metrics import Metrics
 from whimbrel_server.staging import Staging
 from whimbrel_server.storage.files import FileBlobs
 from whimbrel_server.storage.memory import MemorySignal
-from whimbrel_server.storage.records import EventRecord, Recovery, TaskRecord, WindowRecord
+from whimbrel_server.storage.records import UNFINISHED, EventRecord, Recovery, TaskRecord, WindowRecord
 from whimbrel_server.storage.sqlite import SqliteRounds
 from whimbrel_server.task_run import Assignment, ClosedWindow
 from whimbrel_server.tokens import Tokens
@@ -106,7 +106,9 @@ async def _restore_window(
     spec = await coordinator.catalogue.spec(record)
     limits = coordinator.catalogue.task(record.task).settings.limits(spec.words)
     run, begin = restore(record, events, spec, limits, coordinator.now())
-    return coordinator.adopt(run, record.masked_sum), begin
+    if record.state in UNFINISHED:
+        return coordinator.adopt(run, record.masked_sum), begin
+    return coordinator.take_in(run), begin
 
 
 def _task_start(coordinator: Coordinator, task: TaskRecord, stored: Recovery) -> TaskStart:
@@ -119,7 +121,9 @@ def _task_start(coordinator: Coordinator, task: TaskRecord, stored: Recovery) ->
         rounds_done=version - 1,
         windows=tuple(ClosedWindow(w.window_id, _contributors(w)) for w in stored.unapplied[task.name]),
         open_windows=tuple(
-            RunningWindow(w.window_id, tuple(ended.devices(w))) for w, _ in stored.unfinished if w.task == task.name
+            RunningWindow(w.window_id, tuple(ended.devices(w)))
+            for w, _ in stored.unfinished
+            if w.task == task.name and w.state in UNFINISHED
         ),
         assignments=tuple(
             Assignment(a.id, a.device, a.task, a.version, a.expires)

@@ -229,6 +229,8 @@ class LiveWindow:
                 logger.error("a step of the window failed", extra=fields)
                 if self.run.phase is Phase.UNMASKING and error.code is not Code.STORAGE_FULL:
                     return self._queue(self.run.fail(error, self._services.clock()))
+                if isinstance(effect, effects.FixSurvivors) and error.code is Code.DATA_DAMAGED:
+                    return self._queue(self.run.abort(self._services.clock()))
             except Exception:
                 logger.exception("a step of the window failed", extra={"window": self.tau0.hex()})
             await asyncio.sleep(_RETRY_S)
