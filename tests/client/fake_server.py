@@ -251,7 +251,9 @@ class FakeServer:
         """Take a whole masked vector; None when the server is down."""
         if self.deaf:
             return None
-        window = self.windows[bytes.fromhex(path.split("/")[3])]
+        window = self.windows.get(bytes.fromhex(path.split("/")[3]))
+        if window is None:
+            return m.Failure(int(Code.UNKNOWN_WINDOW), "no such window")
         self.calls.append(("PUT masked", bytes.fromhex(token)))
         try:
             i = window.index(bytes.fromhex(token))

@@ -54,6 +54,7 @@ class SimDevice:
         self.settings = Settings(fleet.server.root.public, TOKEN, "sim", policy)
         self.trained: dict[int, list[Any]] = {}
         self.deaths = 0
+        self.actions: list[Action] = []
         self.life: Lifecycle
         self.start()
 
@@ -73,6 +74,7 @@ class SimDevice:
                 wait = action.until - self.fleet.now
                 if wait > 0:
                     return wait
+            self.actions.append(action)
             self.life.resume(self._perform(action), self.fleet.now)
             if isinstance(action, Send | Fetch | Upload | Train):
                 return self.rng.uniform(0.01, 0.3)
@@ -118,8 +120,8 @@ class SimDevice:
         spent = [one for one in self.state.updates if one.state is UpdateState.SPENT and one.tau0 == tau0]
         assert len(spent) == 1, "a masked byte leaves before the update is durably spent"
         words = self.files[spent[0].words_file]
-        window = self.fleet.server.windows[tau0]
-        self.fleet.sent[tau0, window.index(self.state.device)] = (spent[0].update_id, words)
+        record = spent[0].spent or {}
+        self.fleet.sent[tau0, record["i"]] = (spent[0].update_id, words)
         self.fleet.seen.setdefault(hashlib.sha256(words).digest(), set()).add(tau0)
 
     def _assert_vote_durable(self, action: Send) -> None:
