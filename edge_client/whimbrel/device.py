@@ -205,16 +205,16 @@ class Device:
         answer = yield Send("POST", "/v1/enrol", (Enrolled,), Enrol(self._request(), self.settings.token))
         yield from self._take_certificate(answer)
 
-    def renew(self, present: Certificate) -> Script[None]:
+    def renew(self) -> Script[None]:
         """Get a new certificate for the present one; errors as for `enrol`."""
         self.stage = Stage.ENROL
         yield from self.permission(Cost("enrol", 1.0, 512, 1024))
-        request = self._request(present.fleet)
+        request = self._request()
         message = Renew(request, self.state.certificate, self.key.sign(RENEW_KIND, request))
         yield from self._take_certificate((yield Send("POST", "/v1/renew", (Enrolled,), message)))
 
-    def _request(self, fleet: bytes = b"") -> bytes:
-        names = {"fleet": fleet or self.settings.fleet, "device": self.state.device, "public_key": self.key.public}
+    def _request(self) -> bytes:
+        names = {"fleet": self.settings.fleet, "device": self.state.device, "public_key": self.key.public}
         return CertificateRequest.sign(self.key, **names, attest_class=0, flags=0, nonce=self.entropy(16)).encode()
 
     def _take_certificate(self, answer: Enrolled | Failure) -> Script[None]:
@@ -230,9 +230,8 @@ class Device:
 
     def _with_policy(self, state: DeviceState, data: bytes) -> DeviceState:
         """Return the state with a policy accepted: signed by the root, not rolled back, and as strict as the app insists."""
-        fleet = self.certificate.fleet if self.certificate else Policy.decode(data).fleet
         mine = self.settings.policy
-        policy = accept_policy(data, self.settings.root, fleet, self.time, state.policy_serial, mine.n_min_floor)
+        policy = accept_policy(data, self.settings.root, self.settings.fleet, self.time, state.policy_serial, mine.n_min_floor)
         loose = policy.gamma_milli > 1000 * mine.gamma_max
         demand(not loose, Code.POLICY_TOO_WEAK, f"gamma {policy.gamma_milli}/1000 is above the app's {mine.gamma_max}")
         return replace(state, policy=data, policy_serial=policy.serial)
@@ -258,9 +257,8 @@ class Device:
         return checked_in
 
     def _presence(self) -> bytes:
-        fleet = self.certificate.fleet if self.certificate else self.settings.fleet
         facts = {"now": int(self.now), "nonce": self.entropy(16), "policy_serial": self.state.policy_serial}
-        return CheckInBody.sign(self.key, fleet=fleet, device=self.state.device, **facts).encode()
+        return CheckInBody.sign(self.key, fleet=self.settings.fleet, device=self.state.device, **facts).encode()
 
     def _held(self) -> list[Held]:
         return [Held(name, memory.version) for name, memory in self.state.tasks.items() if memory.model_hash]

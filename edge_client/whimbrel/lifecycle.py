@@ -110,7 +110,7 @@ def _be_certified(device: Device) -> Script[None]:
     if not dead and not due:
         return
     try:
-        yield from device.renew(present)
+        yield from device.renew()
     except ProtocolError as error:
         if dead:
             raise

@@ -21,8 +21,9 @@ from whimbrel_protocol.delta import LatticeTensor, delta, lattice_hash, quantise
 from whimbrel_protocol.errors import Code, ProtocolError, RuleError
 from whimbrel_protocol.forming import check_entry
 from whimbrel_protocol.objects import Certificate, CertificateRequest, CheckInBody, JoinEntry
-from whimbrel_protocol.primitives import SigningKey, th
+from whimbrel_protocol.primitives import SigningKey
 from whimbrel_protocol.signed import CHAIN_START, MASKED, Plan, Policy, VersionHeader, chain_next, lane_hash
+from whimbrel_protocol.trust import fleet_of
 from whimbrel_protocol.window import ServerState, Shortage
 
 from tests.client.tasks import header
@@ -58,7 +59,7 @@ class FakeServer:
     ) -> None:
         self.clock = clock
         self.root, self.issuer, self.signer = (SigningKey(bytes([k]) * 32) for k in (1, 2, 3))
-        self.fleet = th("mw1/fleet", self.root.public)[:16]
+        self.fleet = fleet_of(self.root.public)
         self.cohort, self.wanted = knobs.get("cohort", 8), knobs.get("wanted", 8)
         self.blobs: dict[bytes, bytes] = {}
         self.deaf = False
