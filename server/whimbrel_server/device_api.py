@@ -197,7 +197,12 @@ async def _poll_window(phase: str, request: web.Request) -> web.Response:
     if not isinstance(found, tuple):
         return _answered(ended.answer(found, phase, device))
     window, i = found
-    with when_lost(request, lambda: window.lost(i)):
+
+    def lost() -> None:
+        window.lost(i)
+        request.app[DESK].coordinator.wake_alarm()
+
+    with when_lost(request, lost):
         return await _polled(request, partial(window.answer, phase, i))
 
 

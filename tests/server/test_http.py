@@ -68,6 +68,26 @@ async def test_members_that_vanish_do_not_spoil_the_sum(tmp_path: Path, stop_at:
             assert members_of(certificate.u3, 10) == tuple(range(2, 10))
 
 
+async def test_a_broken_poll_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    world = await World.make(tmp_path)
+    async with world.serving() as (_, operator, devices):
+        await operator.start_task(share_s=60)
+        await asyncio.gather(*(device.train() for device in devices))
+
+        async def vanishing(device: Device) -> None:
+            opened = await open_window(device)
+            assert device.member is not None and device.checked is not None
+            device.member.on_open(opened, int(time()), Policy.decode(device.checked.policy))
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(device.call("GET", f"{device.window}/u2?wait=25"), 0.1)
+
+        gone, rest = devices[:2], devices[2:]
+        lives = [*(vanishing(device) for device in gone), *(device.take_part() for device in rest)]
+        await asyncio.wait_for(asyncio.gather(*lives), 10)
+        (window,) = await operator.call("GET", "/v1/tasks/digits/windows")
+        assert window["count"] == 8
+
+
 async def test_too_few_members_end_in_an_abort_that_frees_everybody(tmp_path: Path) -> None:
     world = await World.make(tmp_path)
     async with world.serving() as (_, operator, devices):
