@@ -24,13 +24,13 @@ from whimbrel_lab.world import WorldError
 
 POLL_S = 0.2
 STALL_S = 90.0
-SETTLE_S = 1.5  # after the last round: time for receipts that are on their way
+SETTLE_S = 20.0  # after the last round: at most so long for devices that vanished to come back for their receipts
 BAR = 24
 LAST = 3  # rounds that the closing accuracy is the mean of
 
 # Phases are short because all devices are on this machine; the defaults are made for phones.
 SETTINGS = TaskSettings(
-    contributions=24,
+    contributions=22,
     contributions_min=16,
     window=16,
     n_max=40,
@@ -44,11 +44,11 @@ SETTINGS = TaskSettings(
     assignment_deadline_s=8.0,
     come_back_max_s=1.0,
     expected_dropout=0.2,
-    expected_window_dropout=0.15,
-    share_s=1.2,
-    mask_s=1.2,
-    vote_s=1.5,
-    unmask_s=1.5,
+    expected_window_dropout=0.1,
+    share_s=2.0,
+    mask_s=2.0,
+    vote_s=3.0,
+    unmask_s=3.0,
     early_min_s=0.6,
 )
 
@@ -71,13 +71,12 @@ class Progress:
     def __init__(self, rounds: int) -> None:
         self._rounds, self._live, self._last = rounds, sys.stdout.isatty(), -1
 
-    def show(self, task: dict[str, Any], accuracy: float, lost: int) -> None:
-        """Show where the task stands, the newest version's accuracy and the device-rounds lost so far."""
-        done = task["rounds_done"]
+    def show(self, done: int, accuracy: float, counted: int, lost: int) -> None:
+        """Show the rounds done, the newest version's accuracy, the devices in it, and the device-rounds lost so far."""
         filled = BAR * done // self._rounds
         line = (
             f"round {done:2d}/{self._rounds} [{'#' * filled}{'.' * (BAR - filled)}] accuracy {accuracy:.3f}"
-            f"  devices in {task['contributions']:2d}, lost {lost:3d}"
+            f"  devices in {counted:2d}, lost {lost:3d}"
         )
         if self._live:
             print(f"\r{line}", end="", flush=True)
@@ -117,7 +116,9 @@ def _told(federation: Federation, options: Options) -> dict[str, Any]:
     print(f"starting an authority, a server and {options.devices} devices, each a process of its own ...", flush=True)
     federation.start()
     accuracies = _watch(federation, options.rounds)
-    time.sleep(SETTLE_S)
+    left = federation.settle(SETTLE_S)
+    if left:
+        print(f"{left} devices did not come back for their receipts within {SETTLE_S:.0f} s")
     stats = federation.world.admin.get("/v1/stats")
     federation.devices.stop()
     title = f"{options.devices} devices, {options.dropout:.0%} vanish in each round, masks on"
@@ -130,16 +131,13 @@ def _told(federation: Federation, options: Options) -> dict[str, Any]:
 def _watch(federation: Federation, rounds: int) -> list[float]:
     """Follow the task to its end and return each version's accuracy on the test examples, the untrained one first."""
     progress, accuracies, moved = Progress(rounds), list[float](), time.monotonic()
-    while True:
-        task = federation.task()
-        if task is not None:
-            while len(accuracies) < task["version"]:
-                exported = federation.exported(len(accuracies) + 1)
-                accuracies.append(central.accuracy(exported, federation.test))
-                moved = time.monotonic()
-            progress.show(task, accuracies[-1], federation.lost())
-            if task["rounds_done"] >= rounds:
-                break
+    while len(accuracies) <= rounds:
+        versions = federation.versions()
+        for version in versions[len(accuracies) :]:
+            accuracies.append(central.accuracy(federation.exported(version["version"]), federation.test))
+            moved = time.monotonic()
+        if versions:
+            progress.show(len(versions) - 1, accuracies[-1], versions[-1]["contributions"], federation.lost())
         if time.monotonic() - moved > STALL_S:
             raise WorldError(f"no new version for {STALL_S:.0f} s: {federation.world.server.last_words()}")
         time.sleep(POLL_S)

@@ -52,6 +52,8 @@ class Spec:
     seed: int
     dropout: float
     absence_s: float
+    linger: tuple[str, ...]
+    linger_s: float
     history: int
 
 
@@ -71,8 +73,12 @@ async def _live(spec: Spec) -> None:
         spec.url, state=spec.state, examples=examples, authority=spec.root, token=spec.token, policy=policy
     )
     async with device:
+        stage = device.stage
         while True:
             await _suffer(spec, device)
+            if device.stage is not stage and device.stage.name.lower() in spec.linger:
+                await asyncio.sleep(spec.linger_s)
+            stage = device.stage
             await asyncio.sleep(await device.tick())
 
 

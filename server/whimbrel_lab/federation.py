@@ -5,12 +5,15 @@ What belongs here: what the demo and the crash tests have in common. What does n
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+from whimbrel.journal import inspect
+from whimbrel.records import UpdateState
 from whimbrel_server.settings import TaskSettings
 
 from whimbrel_lab import digits, faults, models
@@ -31,7 +34,9 @@ class Fleet:
     devices: int
     dropout: float
     seed: int
-    absence_s: float = 3.0
+    absence_s: float = 2.5
+    linger: tuple[str, ...] = ()  # stages in which every device pauses a moment, so that a test can strike there
+    linger_s: float = 1.0
 
 
 class Federation:
@@ -76,6 +81,8 @@ class Federation:
             seed=self.fleet.seed,
             dropout=self.fleet.dropout,
             absence_s=self.fleet.absence_s,
+            linger=self.fleet.linger,
+            linger_s=self.fleet.linger_s,
             history=1_000_000,
         )
 
@@ -88,6 +95,10 @@ class Federation:
         """Return what the server says of its windows; none while it is away."""
         return self.world.admin.get(f"/v1/tasks/{TASK}/windows") or []
 
+    def versions(self) -> list[dict[str, Any]]:
+        """Return what the server says of the task's versions, oldest first; none while it is away."""
+        return self.world.admin.get(f"/v1/tasks/{TASK}/versions") or []
+
     def exported(self, version: int) -> bytes:
         """Return a version of the model as an ONNX file."""
         return self.world.admin.bytes(f"/v1/tasks/{TASK}/versions/{version}/model")
@@ -95,6 +106,18 @@ class Federation:
     def lost(self) -> int:
         """Return how many device-rounds were lost so far."""
         return faults.count(spec.log for spec in self.devices.specs)
+
+    def unsettled(self) -> int:
+        """Return how many devices do not know yet whether an update of theirs was counted."""
+        states = [inspect(spec.state) for spec in self.devices.specs if (spec.state / "journal.json").exists()]
+        return sum(any(one.state is UpdateState.SPENT for one in state.updates) for state in states)
+
+    def settle(self, patience_s: float) -> int:
+        """Wait until every device has its receipt or certificate; return how many still have not when patience is over."""
+        end = time.monotonic() + patience_s
+        while (left := self.unsettled()) and time.monotonic() < end:
+            time.sleep(0.1)
+        return left
 
     def prove(self) -> Proof:
         """Compare all finished windows with the devices' journals. The devices must have ended."""
