@@ -16,7 +16,6 @@ from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.objects import VectorSpec
 from whimbrel_protocol.packing import decode_sum
 from whimbrel_protocol.primitives import sha256
-from whimbrel_protocol.rules import members_of
 from whimbrel_protocol.signed import Plan, Policy, VersionHeader, lane_hash
 from whimbrel_protocol.transcript import tau1_of
 from whimbrel_protocol.trust import accept_plan
@@ -72,6 +71,8 @@ class Catalogue:
     def __init__(self, rounds: Rounds, blobs: Blobs, workers: Workers, fleet: Fleet) -> None:
         self._rounds, self._blobs, self._workers, self._fleet = rounds, blobs, workers, fleet
         self.live: dict[str, LiveTask] = {}
+        # What devices may fetch: plans, snapshots and deltas. All else in the blobs is the server's own.
+        self.served: set[bytes] = set()
 
     # --- a new task -------------------------------------------------------------------------------------------------
 
@@ -108,6 +109,7 @@ class Catalogue:
         plan_sha256 = await self._blobs.put(signed)
         version = await self._version_record(plan, settings, first, (), 0, now)
         await self._rounds.sign_task(name, plan_sha256, version)
+        self.served |= {plan_sha256, *_fetched(version)}
         ref = m.BlobRef(plan_sha256, len(signed))
         task = self.live[name] = LiveTask(name, settings, plan, ref, version, first.state)
         return task
@@ -139,6 +141,9 @@ class Catalogue:
         )
         if model.model_hash != version.model_hash:
             raise RuleError(Code.DATA_DAMAGED, f"version {version.version} of {record.name} is not the model that it was")
+        self.served.add(record.plan_sha256)
+        for each in await self._rounds.versions(record.name):
+            self.served |= _fetched(each)
         settings, ref = TaskSettings.from_json(record.settings), m.BlobRef(record.plan_sha256, len(signed))
         task = self.live[record.name] = LiveTask(record.name, settings, plan, ref, version, model)
         return task
@@ -161,6 +166,7 @@ class Catalogue:
         names = tuple(window.tau0 for window in windows)
         version = await self._version_record(task.plan, task.settings, made, names, contributions, now)
         await self._rounds.publish(version, names)
+        self.served |= _fetched(version)
         task.version, task.model = version, made.state
         return task
 
@@ -251,9 +257,8 @@ class Catalogue:
         )
 
 
-def survivors(window: WindowRecord, devices: Sequence[bytes], bits: bytes | None) -> list[bytes]:
-    """Return the devices that a window's bitmap names; none while it is not fixed."""
-    return [devices[i] for i in members_of(bits, len(window.roster))] if bits else []
+def _fetched(version: VersionRecord) -> set[bytes]:
+    return {version.snapshot, *version.deltas.values()}
 
 
 def check_policy_change(policy: Policy, tasks: Mapping[str, LiveTask]) -> None:

@@ -240,9 +240,12 @@ async def _head_masked(request: web.Request) -> web.Response:
 async def _blob(request: web.Request) -> web.Response:
     name = _hex(request.match_info["sha256"], 32, Code.UNKNOWN_BLOB)
     headers = {hdrs.ETAG: f'"{name.hex()}"', **_FOREVER}
+    desk = request.app[DESK]
+    if name not in desk.coordinator.catalogue.served:
+        raise ProtocolError(Code.UNKNOWN_BLOB, name.hex())
     if any(tag.value in (name.hex(), "*") for tag in request.if_none_match or ()):
         return web.Response(status=304, headers=headers)
-    data = await request.app[DESK].hot.get(name)
+    data = await desk.hot.get(name)
     part = _range(request, len(data))
     if part is None:
         return web.Response(body=data, content_type=OCTETS, headers=headers)

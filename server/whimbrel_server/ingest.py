@@ -38,7 +38,7 @@ class Upload:
 
     def __init__(self, staging: Staging, size: int, sha256: bytes) -> None:
         self.sha256, self.size = sha256, size
-        self._staged = StagedVector(staging, size)
+        self._staging, self._staged = staging, StagedVector(staging, size)
         self._turn = 0
         self.finishing: asyncio.Task[None] | None = None
 
@@ -66,13 +66,17 @@ class Upload:
         deadline, due = clock() + pace.grace_s, position + pace.bytes_per_s * pace.grace_s
         while position < end:
             chunk = await _next_chunk(content, deadline)
-            if turn != self._turn:
-                raise ProtocolError(Code.BAD_OFFSET, "another request took this upload over")
+            self._demand_turn(turn)
             if not chunk:
                 raise ProtocolError(Code.BAD_REQUEST, "the body ended before its Content-Length")
             position = await self._staged.write(position, chunk[: end - position])
+            self._demand_turn(turn)
             if position >= due:
                 deadline, due = clock() + pace.grace_s, position + pace.bytes_per_s * pace.grace_s
+
+    def _demand_turn(self, turn: int) -> None:
+        if turn != self._turn:
+            raise ProtocolError(Code.BAD_OFFSET, "another request took this upload over, or its phase ended")
 
     def finish(self, accumulator: Accumulator, accept: Callable[[], None]) -> asyncio.Task[None]:
         """Verify and add the whole vector, once however often this is called; a caller that goes away stops nothing."""
@@ -82,14 +86,15 @@ class Upload:
         return self.finishing
 
     async def _finish(self, accumulator: Accumulator, accept: Callable[[], None]) -> None:
+        staged = self._staged
         try:
-            await accumulator.take(self._staged, self.sha256, accept)
+            await accumulator.take(staged, self.sha256, accept)
         except ProtocolError as error:
             if error.code is Code.UPLOAD_HASH:
-                self.finishing = None
+                self._staged, self.finishing = StagedVector(self._staging, self.size), None
             raise
         finally:
-            self._staged.release()
+            staged.release()
 
     def drop(self) -> None:
         """Give the memory back, unless the vector is being added just now."""

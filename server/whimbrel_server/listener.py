@@ -33,23 +33,33 @@ class Terms:
     idle_s: float
 
 
+@dataclass
+class _Room:
+    """How many connections a listener has."""
+
+    terms: Terms
+    open: int = 0
+
+
 class _Connection(web.RequestHandler):
     """aiohttp's connection, with a limit on silence before the first request, and errors that have a number."""
 
-    __slots__ = ("_answer", "_first", "_terms", "on_lost")
+    __slots__ = ("_answer", "_first", "_room", "on_lost")
 
-    def __init__(self, server: web.Server, terms: Terms, answer: Answer, **options: Any) -> None:
+    def __init__(self, server: web.Server, room: _Room, answer: Answer, **options: Any) -> None:
         super().__init__(server, **options)
-        self._terms, self._answer = terms, answer
+        self._room, self._answer = room, answer
         self._first: asyncio.TimerHandle | None = None
         self.on_lost: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._first = asyncio.get_running_loop().call_later(self._terms.idle_s, self.force_close)
+        self._room.open += 1
+        self._first = asyncio.get_running_loop().call_later(self._room.terms.idle_s, self.force_close)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.requested()
+        self._room.open -= 1
         super().connection_lost(exc)
         if self.on_lost is not None:
             self.on_lost()
@@ -106,14 +116,14 @@ async def listening(app: web.Application, host: str, port: int, terms: Terms, an
     """Serve `app` while the block runs; yields its URL with the port that was found."""
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
     await runner.setup()
-    loop = asyncio.get_running_loop()
+    loop, room = asyncio.get_running_loop(), _Room(terms)
 
     def connection() -> asyncio.Protocol:
         manager = runner.server
-        if manager is None or len(manager.connections) >= terms.connections:
+        if manager is None or room.open >= terms.connections:
             return _Refused()
         options = {"loop": loop, "access_log": None, "auto_decompress": False, "lingering_time": _LINGER_S}
-        return _Connection(manager, terms, answer, keepalive_timeout=terms.idle_s, **options)
+        return _Connection(manager, room, answer, keepalive_timeout=terms.idle_s, **options)
 
     try:
         server = await loop.create_server(connection, host, port, backlog=1024)

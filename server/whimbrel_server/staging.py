@@ -76,20 +76,24 @@ class StagedVector:
         self._blocks: list[bytearray] = []
         self._file: IO[bytes] | None = None
         self._file_start = 0
+        self._released = False
         self.received = 0
 
     async def write(self, position: int, chunk: bytes) -> int:
         """Put `chunk` at `position`, which is at most what was received; returns the position behind it.
 
-        Raises ProtocolError BUSY over both budgets and STORAGE_FULL on a full disk.
+        Raises ProtocolError BUSY over both budgets, STORAGE_FULL on a full disk, PHASE_OVER after `release`.
         """
         view = memoryview(chunk)
         while view:
+            if self._released:
+                raise ProtocolError(Code.PHASE_OVER)
             count = self._into_block(position, view)
             if count == 0:
                 count = await self._into_file(position, view)
             position, view = position + count, view[count:]
-        self.received = max(self.received, position)
+        if not self._released:
+            self.received = max(self.received, position)
         return position
 
     def _into_block(self, position: int, view: memoryview) -> int:
@@ -110,8 +114,10 @@ class StagedVector:
         if self._file is None:
             self._file_start = len(self._blocks) * self._staging.block_bytes
             self._file = self._staging.take_file(self.size - self._file_start)
+        # The thread has a descriptor of its own: `release` may close the file meanwhile, and its number may be another's soon.
+        own = os.dup(self._file.fileno())
         try:
-            return await asyncio.to_thread(os.pwrite, self._file.fileno(), view, position - self._file_start)
+            return await asyncio.to_thread(_write_and_close, own, view, position - self._file_start)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise ProtocolError(Code.STORAGE_FULL, "the disk that takes spilled uploads is full") from error
@@ -130,9 +136,17 @@ class StagedVector:
             position = end
 
     def release(self) -> None:
-        """Give all memory and files back; what was received is forgotten."""
+        """Give all memory and files back for good."""
+        self._released = True
         for block in self._blocks:
             self._staging.give_block(block)
         if self._file is not None:
             self._staging.give_file(self._file, self.size - self._file_start)
         self._blocks, self._file, self.received = [], None, 0
+
+
+def _write_and_close(descriptor: int, view: memoryview, position: int) -> int:
+    try:
+        return os.pwrite(descriptor, view, position)
+    finally:
+        os.close(descriptor)

@@ -166,6 +166,19 @@ async def test_a_trickle_is_cut_off_and_what_came_is_kept(tmp_path: Path) -> Non
     assert upload.words_held == 10
 
 
+async def test_an_upload_that_is_dropped_while_it_spills_harms_no_other_file(tmp_path: Path) -> None:
+    store, data = staging(tmp_path, budget=0), vector(1, 100_000)
+    upload = uploaded(store, data)
+    sending = asyncio.create_task(sent(upload, data))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    upload.drop()
+    with (tmp_path / "other").open("wb"), pytest.raises(ProtocolError) as caught:
+        await sending
+    assert caught.value.code in (Code.PHASE_OVER, Code.BAD_OFFSET)
+    assert (tmp_path / "other").read_bytes() == b"" and store.idle
+
+
 async def test_over_both_budgets_an_upload_is_told_to_come_back(tmp_path: Path) -> None:
     store = staging(tmp_path, budget=BLOCK, spill=3 * BLOCK)
     first, second, third = (uploaded(store, bytes(2 * BLOCK)) for _ in range(3))
