@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from aiohttp import StreamReader
@@ -22,7 +23,8 @@ from whimbrel_server.workers import Worker
 
 T = TypeVar("T")
 WORD = 8
-_JOB_BYTES = 2**20
+# A small vector is hashed in one job, a large one a MiB a job, so that no window keeps its thread for long.
+_WHOLE_BYTES, _JOB_BYTES = 4 * 2**20, 2**20
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,9 @@ class Accumulator:
         Raises ProtocolError UPLOAD_HASH.
         """
         digest = hashlib.sha256()
-        for start in range(0, self._size, _JOB_BYTES):
-            await self._run(lambda at=start: _hash(digest, staged, at, min(at + _JOB_BYTES, self._size)))  # type: ignore[misc]
+        step = self._size if self._size <= _WHOLE_BYTES else _JOB_BYTES
+        for start in range(0, self._size, step):
+            await self._run(partial(_hash, digest, staged, start, min(start + step, self._size)))
         if digest.digest() != sha256:
             raise ProtocolError(Code.UPLOAD_HASH)
         accept()
