@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 from whimbrel_protocol.errors import Code, ProtocolError
 
+from whimbrel_server.config import load
 from whimbrel_server.datadir import DataDir
 
 OCTETS = {"Content-Type": "application/octet-stream"}
@@ -22,7 +23,7 @@ class AdminClient:
 
     def __init__(self, data: DataDir) -> None:
         self._url = data.admin_address()
-        token = os.environ.get("WHIMBREL_ADMIN_TOKEN") or data.read(data.admin_token).decode().strip()
+        token = load(data.config, os.environ).admin.token or data.read(data.admin_token).decode().strip()
         self._headers = {"Authorization": f"Bearer {token}"}
 
     def get(self, path: str) -> Any:

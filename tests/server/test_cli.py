@@ -50,7 +50,9 @@ def served(files: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[tuple[Pa
         assert process.wait(10) == 0
 
 
-def test_from_a_model_to_a_running_task(files: Path, served: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_a_model_to_a_running_task(
+    files: Path, served: tuple[Path, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     where = ("--dir", served[0])
     options = [word for name, value in SETTINGS.items() for word in (f"--{name.replace('_', '-')}", value)]
     model_file = ("--model", files / "model.onnx")
@@ -63,6 +65,9 @@ def test_from_a_model_to_a_running_task(files: Path, served: tuple[Path, str], c
     assert "digits is running, version 1" in command(capsys, "task", "sign", *where, "digits", files / "signed")[1]
 
     assert "running" in command(capsys, "task", "list", *where)[1]
+    with monkeypatch.context() as environment:
+        environment.setenv("WHIMBREL_ADMIN_TOKEN", "another")
+        assert "error 403" in command(capsys, "task", "list", *where)[2]
     shown = command(capsys, "task", "show", *where, "digits")[1]
     assert "contributions" in shown and "softmax_cross_entropy" in shown
     assert command(capsys, "window", "list", *where, "digits")[1].startswith("window")
