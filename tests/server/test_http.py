@@ -20,7 +20,7 @@ from whimbrel_protocol.packing import decode_sum
 from whimbrel_protocol.rules import members_of
 from whimbrel_protocol.signed import Policy
 
-from tests.server.world import Device, Refused, World
+from tests.server.world import Device, Refused, World, policy
 
 
 async def test_a_window_ends_with_the_exact_sum_and_the_next_version(tmp_path: Path) -> None:
@@ -261,6 +261,30 @@ async def test_no_device_can_act_for_another(tmp_path: Path) -> None:
             with pytest.raises(Refused) as caught:
                 await stranger.call("GET", f"{window}/{phase}")
             assert caught.value.number is Code.NOT_YOURS
+
+
+async def test_a_newer_policy_begins_a_new_lane(tmp_path: Path) -> None:
+    world = await World.make(tmp_path)
+    async with world.serving() as (_, operator, devices):
+        await operator.start_task()
+        await asyncio.gather(*(device.train() for device in devices))
+        early, late = devices[:4], devices[4:]
+        tickets = [await device.join() for device in early]
+        octets = {"Content-Type": "application/octet-stream"}
+        await operator.call("PUT", "/v1/policy", data=policy(serial=2), headers=octets)
+        with pytest.raises(Refused) as caught:
+            await late[0].join()
+        assert caught.value.number is Code.ENTRY_LANE
+        # A window of both lanes cannot open; who waited is told to join again, and the next check-in says under what.
+        for device in late:
+            await device.train()
+            await device.join()
+        for device, ticket in zip(early, tickets, strict=True):
+            with pytest.raises(Refused) as caught:
+                await device.open(ticket)
+            assert caught.value.number is Code.UNKNOWN_TICKET
+            await device.train()
+        assert None not in await asyncio.gather(*(device.take_part() for device in devices))
 
 
 async def open_window(device: Device) -> m.Open:
