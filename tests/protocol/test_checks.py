@@ -411,7 +411,10 @@ def test_an_abort_before_u2_costs_nothing() -> None:
     window = scene()
     window.deal(range(N))
     member = window.members[VICTIM]
-    assert member.abort_vote().kind is VoteKind.ABORT
+    record, key = member.record, window.identities[VICTIM].key
+    refuses(Code.OUT_OF_TURN, lambda: record.commit(key, masked().collector.survivors))
+    refuses(Code.OUT_OF_TURN, lambda: record.ballot)
+    assert member.abort_vote() == record.abort(key).ballot
     refuses(Code.TOO_LATE, lambda: member.on_u2(u2_of(dealt(), ALL)))
     assert member.record.u2 == b""
 

@@ -248,6 +248,15 @@ def test_a_wrong_share_is_an_error_before_anything_is_unmasked(dropped: tuple[in
     assert (bytes(total), window.collector.state) == (before, ServerState.UNMASK)
 
 
+def test_who_dealt_no_shares_has_none_to_reveal() -> None:
+    window = Window(N)
+    window.deal(range(N - 1))
+    window.mask(range(N - 1))
+    window.vote(range(N - 1))
+    answer = window.unmask([0])[0]
+    refuses(Code.NO_SUCH_MEMBER, lambda: window.collector.on_unmask(replace(answer, i=N - 1)))
+
+
 def test_too_few_answers_give_no_sum() -> None:
     window = until("vote")
     window.unmask(range(window.collector.t - 1))
@@ -278,6 +287,11 @@ def test_a_total_of_another_size_does_not_end_the_window() -> None:
 
 
 # --- coming back ------------------------------------------------------------------------------------------------------
+
+
+def test_a_collector_comes_back_with_its_whole_roster_alone() -> None:
+    opening = Window(N).collector.open
+    refuses(Code.OPEN_COUNT, lambda: Collector.restore(opening.params, opening.roster[:-1], world.SPEC, []))
 
 
 def test_a_collector_comes_back_at_every_point_and_goes_on() -> None:

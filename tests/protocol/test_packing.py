@@ -93,7 +93,8 @@ def test_a_sum_of_another_number_of_members_or_words_is_refused() -> None:
     spec = spec_of(16)
     words = total_of(spec, [np.zeros(spec.d, np.int64)] * 3, [0] * 3)
     assert decode_sum(spec, words, 3).count == 3
-    for bad, members in ((words, 2), (words, 4), (words[:-8], 3)):
+    longer = words[:8] + bytes(8) + words[8:]
+    for bad, members in ((words, 2), (words, 4), (words[:-8], 3), (longer, 3)):
         with pytest.raises(RuleError) as refused:
             decode_sum(spec, bad, members)
         assert refused.value.code is Code.SPOILED_SUM

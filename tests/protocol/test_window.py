@@ -105,6 +105,9 @@ def test_no_two_vectors_leave_under_one_mask() -> None:
         member.mask(window.plain(1))
     assert refused.value.code is Code.UPDATE_CHANGED
     assert member.mask(window.plain(0)) == first != window.plain(0)
+    with pytest.raises(RuleError) as refused:
+        member.mask(window.plain(0) + bytes(8))
+    assert refused.value.code is Code.UPDATE_OUT_OF_RANGE
 
 
 @pytest.mark.parametrize(("start", "size"), [(1, 8), (-CHUNK_WORDS, 64), (0, 0), (0, 8), (CHUNK_WORDS, 8)])
