@@ -103,10 +103,11 @@ def next_version(
 ) -> Published:
     """The version after `previous`: FedAvg with the server's learning rate on the mean of the windows' updates.
 
-    `sums` are the windows applied, in order; `older` the lattices of `wanted_deltas` that are at hand. Source: Reddi et al.
-    2021, "Adaptive Federated Optimization", algorithm 1 with plain SGD on the server.
+    `sums` are the windows applied, in order (none: the same parameters under a new name); `older` the lattices of
+    `wanted_deltas` that are at hand. Source: Reddi et al. 2021, "Adaptive Federated Optimization", algorithm 1 with plain
+    SGD on the server.
     """
-    step = settings.server_lr * mean_update(sums, settings.scale)
+    step = settings.server_lr * mean_update(sums, settings.scale) if sums else np.zeros_like(previous.master)
     master = previous.master + step
     lattice = _lattice(master, previous.shapes, _next_exponents(previous, master, step, settings.step_fraction))
     model_hash, version = delta.lattice_hash(lattice), previous.version + 1

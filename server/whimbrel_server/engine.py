@@ -87,6 +87,8 @@ class Engine:
             return []
         for window in start.windows:
             task.count(window)
+        task.mishaps = 1 if start.spent else 0
+        self._spend(task, start.spent)
         for assignment in start.assignments:
             self._seat(task, assignment, now)
         for running in start.open_windows:
@@ -121,7 +123,7 @@ class Engine:
         effects = self.tick(now)
         tasks = [task for task in self._tasks.values() if task.state is TaskState.RUNNING]
         for task in tasks:
-            task.present.add(device)
+            task.saw(device)
         self._lost_its_work(device)
         held = self._held.get(device)
         if held is not None and self._tasks[held.task] in tasks:
@@ -282,16 +284,20 @@ class Engine:
         """A window will have no sum and its updates are free: its members may join again; `lost` ones are not counted on."""
         return self._close(window_id, (), lost, now)
 
-    def window_failed(self, window_id: int, now: float) -> list[Effect]:
-        """A window had its quorum and will never have a sum: its members' updates are spent."""
-        effects = self.tick(now)
+    def window_failed(self, window_id: int, now: float, spent: Sequence[bytes] | None = None) -> list[Effect]:
+        """A window had its quorum and will never have a sum: the updates of its survivors are lost for good.
+
+        `spent` are the survivors (by default all members); the certificate frees the others, which may join again.
+        """
         task = self._task_of(window_id)
         devices = task.windows[window_id]
-        task.close(window_id, (), devices)
+        self._spend(task, devices if spent is None else spent)
+        return self._close(window_id, (), devices, now)
+
+    def _spend(self, task: TaskRun, devices: Sequence[bytes]) -> None:
         for device in devices:
             task.excuse(device)
             self._release(device, task)
-        return effects + self._consider(task, now)
 
     def _close(self, window_id: int, contributors: Sequence[bytes], lost: Sequence[bytes], now: float) -> list[Effect]:
         effects = self.tick(now)

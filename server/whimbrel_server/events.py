@@ -35,7 +35,10 @@ class OpenWindow:
 
 @dataclass(frozen=True)
 class Publish:
-    """Make the next version from the sums of these windows, in this order; then call `Engine.published`."""
+    """Make the next version from the sums of these windows, in this order; then call `Engine.published`.
+
+    With no window the parameters stay and only the version is new: so that devices whose updates were lost can train again.
+    """
 
     task: str
     base_version: int
@@ -74,7 +77,10 @@ class RunningWindow:
 
 @dataclass(frozen=True)
 class TaskStart:
-    """A task as it starts, new or after a restart; `windows` are done and in no version yet, in order of their end."""
+    """A task as it starts, new or after a restart.
+
+    `windows` are done and in no version yet, in order of their end; `spent` are the survivors of failed windows of `version`.
+    """
 
     name: str
     settings: TaskSettings
@@ -84,6 +90,7 @@ class TaskStart:
     windows: tuple[ClosedWindow, ...] = ()
     open_windows: tuple[RunningWindow, ...] = ()
     assignments: tuple[Assignment, ...] = ()
+    spent: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)

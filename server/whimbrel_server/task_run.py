@@ -82,8 +82,10 @@ class TaskRun:
     windows: dict[int, tuple[bytes, ...]] = field(default_factory=dict)
     closed: list[ClosedWindow] = field(default_factory=list)
     contributions: int = 0  # updates in the closed windows
+    mishaps: int = 0  # windows of this round that failed or were aborted
     excused: set[bytes] = field(default_factory=set)  # contributed, or cannot: no more work from this version
     present: set[bytes] = field(default_factory=set)  # asked for work since the version was published
+    lately: set[bytes] = field(default_factory=set)  # asked for work since the last deadline
     present_before: int | None = None
     began: float | None = None
     deadline: float | None = None
@@ -174,7 +176,19 @@ class TaskRun:
         over = self.overtime or self._nobody_else_comes(spare)
         if over and self.contributions >= self.settings.least_contributions:
             return Verdict.PUBLISH
-        return Verdict.RETRY if self.overtime else Verdict.GOES_ON
+        if not self.overtime:
+            return Verdict.GOES_ON
+        return Verdict.PUBLISH if self._base_is_used_up() else Verdict.RETRY
+
+    def _base_is_used_up(self) -> bool:
+        """Whether too few devices are left that could train this version, because windows went wrong with their updates.
+
+        A device trains a version once and an update that is spent may never be free again; without a new version such a fleet
+        would never get on.
+        """
+        left = len((self.lately | self.ready.keys()) - self.excused)
+        enough = may_open(left, self.policy, self.expected_loss) or left > self.policy.n_max
+        return self.mishaps > 0 and not (enough and left + self.contributions >= self.settings.least_contributions)
 
     def expected_wait(self, now: float) -> float:
         """Seconds until the next window is likely to open: at the pace of the joins so far, or at the deadline."""
@@ -184,6 +198,11 @@ class TaskRun:
         return max(0.0, min(missing * (now - self.began) / self.joins, self.deadline - now))
 
     # --- what happened ----------------------------------------------------------------------------------------------
+
+    def saw(self, device: bytes) -> None:
+        """A device asks for work."""
+        self.present.add(device)
+        self.lately.add(device)
 
     def assign(self, assignment: Assignment, now: float) -> None:
         """A device goes to work; the first one starts the round's clock."""
@@ -215,6 +234,8 @@ class TaskRun:
             del self.in_window[device]
         if contributors:
             self.count(ClosedWindow(window_id, tuple(contributors)))
+        else:
+            self.mishaps += 1
         gone = set(lost)
         for device in devices:
             if device in self.seats and device not in self.ready:
@@ -249,6 +270,7 @@ class TaskRun:
     def try_again(self, now: float) -> None:
         """The deadline brought too little: the round goes on from the same base and keeps its finished windows."""
         self.overtime = False
+        self.lately.clear()
         self.deadline = now + self.settings.round_deadline_s if self.seats else None
 
     def next_round(self, version: int, now: float) -> None:
@@ -258,10 +280,11 @@ class TaskRun:
         self.dropout.fade()
         self.window_dropout.fade()
         self.present_before = len(self.present)
-        for held in (self.seats, self.training, self.lost, self.ready, self.closed, self.excused, self.present):
+        people = (self.excused, self.present, self.lately)
+        for held in (self.seats, self.training, self.lost, self.ready, self.closed, *people):
             held.clear()
         self.version, self.rounds_done = version, self.rounds_done + 1
-        self.contributions = self.joins = 0
+        self.contributions = self.joins = self.mishaps = 0
         self.began, self.deadline, self.overtime = None, None, False
         last = 0 < self.settings.rounds <= self.rounds_done
         self.state = TaskState.FINISHED if last else TaskState.RUNNING

@@ -114,8 +114,14 @@ class WindowRun:
         return []
 
     def on_vector(self, i: int, now: float) -> list[WindowEffect]:
-        """Member `i`'s vector is complete and verified; it may be added to the sum if this does not raise."""
+        """Member `i`'s vector is complete and verified; it may be added to the sum if this does not raise.
+
+        Discarded is raised for a vector that was taken before, too: it must not be added twice.
+        """
+        repeats = self.collector.counts[Outcome.REPEATED]
         self._take("vector", lambda: self.collector.on_vector(i))
+        if self.collector.counts[Outcome.REPEATED] > repeats:
+            raise Discarded(Code.TOO_LATE, f"the vector of member {i} was taken before")
         return self._answered(i, Phase.MASK, now)
 
     def on_vote(self, message: Vote, now: float) -> list[WindowEffect]:

@@ -110,6 +110,12 @@ class TestVersions:
         assert aggregate.parameters(after.state)["w"][0, 0] == pytest.approx(2.0**28, rel=1e-6)
         assert after.deltas == {}
 
+    def test_without_a_window_only_the_name_is_new(self) -> None:
+        state = rounds(3)[-1].state
+        after = aggregate.next_version(state, [], SETTINGS, {})
+        assert (after.state.model_hash, after.state.version, after.update_norm) == (state.model_hash, 4, 0.0)
+        assert after.state.chain_head == chain_next(state.chain_head, 4, state.model_hash, [])
+
     def test_the_chain_names_every_window_in_order(self) -> None:
         state = start().state
         one, two = window(np.ones(D, np.int64), 3, "one"), window(np.ones(D, np.int64), 4, "two")

@@ -277,13 +277,31 @@ class TestWindows:
         desk.join(again, seq=2)
         assert desk.check_in(device(5)) is None
 
-    def test_members_of_a_failed_window_are_spent(self) -> None:
+    def test_survivors_of_a_failed_window_are_spent_and_the_others_are_free(self) -> None:
         desk = Desk()
         [window] = desk.windows(range(18))
-        desk.effects += desk.engine.window_failed(window.window_id, desk.now)
-        assert desk.check_in(device(0)) is None
-        assert (desk.engine.task("digits").contributions, desk.engine.task("digits").active) == (0, 0)
+        survivors = [device(number) for number in range(2, 18)]
+        desk.effects += desk.engine.window_failed(window.window_id, desk.now, survivors)
+        assert desk.check_in(device(5)) is None
+        again = desk.check_in(device(0))
+        assert again is not None
+        desk.join(again, seq=2)
+        assert (desk.engine.task("digits").contributions, desk.engine.task("digits").ready) == (0, 1)
         refused(Code.UNKNOWN_WINDOW, desk.engine.window_failed, window.window_id, desk.now)
+
+    @pytest.mark.parametrize(("fleet", "verdict"), [(30, Publish("digits", 1, ())), (60, Retry("digits", 1, 0))])
+    def test_a_base_that_the_fleet_has_used_up_is_renewed(self, fleet: int, verdict: Effect) -> None:
+        """A device trains a version once: where a failed window took most of a small fleet, only a new version helps."""
+        desk = Desk()
+        assignments = desk.assign(range(fleet))
+        for assignment in assignments[:18]:
+            desk.join(assignment)
+        [window] = desk.take(OpenWindow)
+        desk.effects += desk.engine.window_failed(window.window_id, desk.now)
+        desk.assign(range(fleet))
+        desk.wait(101)
+        desk.assign(range(fleet))
+        assert [effect for effect in desk.effects if isinstance(effect, Publish | Retry)] == [verdict]
 
     def test_a_device_that_joins_anew_while_its_window_runs_is_not_in_two(self) -> None:
         desk = Desk()

@@ -179,6 +179,25 @@ class TestRounds:
         after = await rounds.recover(40.0 + 1801)
         assert (after.unapplied, after.current["digits"].version, after.recent) == ({"digits": ()}, 2, ())
 
+    async def test_recovery_names_windows_that_failed_on_the_current_version_and_those_that_want_abort_votes(
+        self, rounds: Rounds
+    ) -> None:
+        await running(rounds)
+        for label in ("failed", "given up", "certified"):
+            await rounds.open_window(window(label))
+        await rounds.fix_u2(window("failed").tau0, b"\3", 11.0)
+        await rounds.fix_survivors(window("failed").tau0, b"\3", [], h("masked"), 11.0)
+        await rounds.fix_quorum(window("failed").tau0, b"quorum", 11.0)
+        await rounds.close_window(window("failed").tau0, "failed", {}, 12.0)
+        await rounds.close_window(window("given up").tau0, "aborted", {}, 12.0)
+        await rounds.fix_abort(window("certified").tau0, b"abort", {}, 12.0)
+        found = await rounds.recover(20.0)
+        assert [w.tau0 for w in found.failed["digits"]] == [window("failed").tau0]
+        assert [w.tau0 for w, _ in found.unfinished] == [window("given up").tau0]
+        assert (await rounds.recover(12.0 + 31 * DAY)).unfinished == ()
+        await rounds.publish(version(2), [])
+        assert (await rounds.recover(20.0)).failed == {"digits": ()}
+
     async def test_certificates_stay_thirty_days(self, rounds: Rounds) -> None:
         await running(rounds)
         tau0 = await finished(rounds, window("w"), now=20.0)

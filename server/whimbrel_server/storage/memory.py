@@ -188,8 +188,13 @@ class MemoryRounds:
             assignments=tuple(sorted(valid, key=lambda a: (a.expires, a.id))),
             unfinished=tuple([(w, tuple(await self.events(w.tau0))) for w in windows if _unfinished(w, now)]),
             unapplied={name: tuple(w for w in done if w.task == name) for name in sorted(self._tasks)},
+            failed={name: tuple(w for w in windows if self._failed_now(w, name)) for name in sorted(self._tasks)},
             recent=tuple(w for w in windows if w.opened_at > now - records.ENTRY_LIFE_S),
         )
+
+    def _failed_now(self, window: WindowRecord, task: str) -> bool:
+        versions = self._versions[task]
+        return window.state == "failed" and window.task == task and bool(versions) and window.version == versions[-1].version
 
     async def prune(self, now: float) -> int:
         before = now - records.CERTIFICATE_S

@@ -142,7 +142,8 @@ class Recovery:
     """All that a starting server needs, in one consistent reading.
 
     `unfinished` are the windows that go on, each with its messages, those included that were given up and still want abort
-    votes; `unapplied` are done and in no version yet, in order of their end; `recent` opened within `ENTRY_LIFE_S`.
+    votes; `unapplied` are done and in no version yet, in order of their end; `failed` ones did so on the current version;
+    `recent` ones opened within `ENTRY_LIFE_S`.
     """
 
     policy: bytes | None
@@ -151,4 +152,5 @@ class Recovery:
     assignments: tuple[AssignmentRecord, ...]
     unfinished: tuple[tuple[WindowRecord, tuple[EventRecord, ...]], ...]
     unapplied: Mapping[str, tuple[WindowRecord, ...]]
+    failed: Mapping[str, tuple[WindowRecord, ...]]
     recent: tuple[WindowRecord, ...]

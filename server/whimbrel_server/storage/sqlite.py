@@ -328,6 +328,8 @@ def _recover(db: sqlite3.Connection, now: float) -> Recovery:
     unfinished = _records(db, WindowRecord, open_ones, now - records.CERTIFICATE_S)
     # In order of their end: that is the order in which the engine counts them.
     done = _records(db, WindowRecord, f"{_WINDOW} WHERE w.state = 'done' AND a.tau0 IS NULL ORDER BY w.closed_at, w.rowid")
+    newest = "(w.task, w.version) IN (SELECT task, max(version) FROM versions GROUP BY task)"
+    failed = _records(db, WindowRecord, f"{_WINDOW} WHERE w.state = 'failed' AND {newest} ORDER BY w.rowid")
     tasks = _records(db, TaskRecord, "SELECT * FROM tasks ORDER BY name")
     return Recovery(
         policy=_newest_policy(db),
@@ -338,6 +340,7 @@ def _recover(db: sqlite3.Connection, now: float) -> Recovery:
         ),
         unfinished=tuple((window, tuple(_events(db, window.tau0))) for window in unfinished),
         unapplied={task.name: tuple(w for w in done if w.task == task.name) for task in tasks},
+        failed={task.name: tuple(w for w in failed if w.task == task.name) for task in tasks},
         recent=tuple(
             _records(db, WindowRecord, f"{_WINDOW} WHERE w.opened_at > ? ORDER BY w.rowid", now - records.ENTRY_LIFE_S)
         ),
