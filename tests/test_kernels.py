@@ -115,6 +115,34 @@ def polynomials(draw: st.DrawFn) -> tuple[bytes, bytes, int]:
     return draw(st.binary(min_size=32, max_size=32)), lower + highest, draw(st.integers(threshold, 9))
 
 
+def hadamard(length: int) -> np.ndarray:
+    """The orthonormal matrix in natural order: entry (i, j) has the sign of the parity of i AND j."""
+    signs = [[(-1) ** (i & j).bit_count() for j in range(length)] for i in range(length)]
+    return np.array(signs) / np.sqrt(length)
+
+
+def rotated(values: np.ndarray, signs: bytes, block: int) -> np.ndarray:
+    """The rotation by its definition, in float64."""
+    flips = np.array([1 - 2 * (signs[i // 8] >> i % 8 & 1) for i in range(len(values))])
+    rest, parts = values.astype(np.float64) * flips, []
+    while rest.size:
+        while block > rest.size:
+            block //= 2
+        parts.append(hadamard(block) @ rest[:block])
+        rest = rest[block:]
+    return np.concatenate(parts)
+
+
+@st.composite
+def rotations(draw: st.DrawFn) -> tuple[np.ndarray, bytes, int]:
+    """Values of very different sizes, their signs, and a block."""
+    count = draw(st.integers(1, 150))
+    seed = draw(st.integers(0, 2**32 - 1))
+    values = np.random.default_rng(seed).standard_t(3, count).astype(np.float32)
+    signs = draw(st.binary(min_size=(count + 7) // 8, max_size=(count + 7) // 8))
+    return values, signs, 2 ** draw(st.integers(0, 8))
+
+
 REFUSALS: dict[str, tuple[type[Exception], Callable[[ModuleType], object]]] = {
     "sizes differ": (ValueError, lambda k: k.ring_add(bytearray(16), bytes(8))),
     "no whole words": (ValueError, lambda k: k.ring_sub(bytearray(12), bytes(12))),
@@ -156,6 +184,14 @@ REFUSALS: dict[str, tuple[type[Exception], Callable[[ModuleType], object]]] = {
     "x twice": (ValueError, lambda k: k.shamir_combine([3, 7, 3], bytes(96))),
     "share missing": (ValueError, lambda k: k.shamir_combine([1, 2], bytes(32))),
     "partial share": (ValueError, lambda k: k.shamir_combine([1], bytes(31))),
+    "values of float64": (TypeError, lambda k: k.rotate(np.zeros(8), bytes(1), 4)),
+    "values are bytes": (TypeError, lambda k: k.unrotate(bytearray(32), bytes(1), 4)),
+    "values are read-only": (ValueError, lambda k: k.rotate(np.zeros(1, "f4").data.toreadonly(), bytes(1), 4)),
+    "sign byte missing": (ValueError, lambda k: k.rotate(array("f", [0.0] * 9), bytes(1), 4)),
+    "sign byte too many": (ValueError, lambda k: k.unrotate(array("f", [0.0] * 8), bytes(2), 4)),
+    "block no power of two": (ValueError, lambda k: k.rotate(array("f", [0.0] * 8), bytes(1), 12)),
+    "block 0": (ValueError, lambda k: k.unrotate(array("f", [0.0] * 8), bytes(1), 0)),
+    "block huge": (ValueError, lambda k: k.rotate(array("f", [0.0] * 8), bytes(1), 2**21)),
     "xs no sequence": (TypeError, lambda k: k.shamir_combine(1, bytes(32))),
 }
 
@@ -313,6 +349,26 @@ class TestKernels:
         assert pick(shares, [65535]) == slow_share(secret, coefficients, 65535)
         assert kernels.shamir_combine(xs, pick(shares, xs)) == secret
 
+    def test_rotation_known_answer(self, kernels: ModuleType) -> None:
+        # Signs of values 1, 4 and 6; blocks of 4, 2 and 1, so that all but the block of 2 is exact.
+        values = array("f", [1, 2, 3, 4, 5, 6, -7])
+        kernels.rotate(values, bytes([0b1010010]), 4)
+        assert list(values[:4]) == [3, 1, -4, 2]
+        assert list(values[4:6]) == pytest.approx([1 / 2**0.5, -11 / 2**0.5], rel=1e-7)
+        assert values[6] == 7
+
+    @given(case=rotations(), at=offsets)
+    def test_rotation_is_hadamards_matrix_and_undone(
+        self, kernels: ModuleType, case: tuple[np.ndarray, bytes, int], at: int
+    ) -> None:
+        values, signs, block = case
+        held = unaligned(values.tobytes(), at).cast("f")
+        kernels.rotate(held, signs, block)
+        allowed = 4e-7 * np.linalg.norm(values)
+        assert np.abs(np.array(held) - rotated(values, signs, block)).max() <= allowed
+        kernels.unrotate(held, signs, block)
+        assert np.abs(np.array(held) - values).max() <= allowed
+
     @pytest.mark.parametrize("case", REFUSALS)
     def test_refuses(self, kernels: ModuleType, case: str) -> None:
         error, call = REFUSALS[case]
@@ -331,6 +387,19 @@ class TestKernels:
                 call()
         assert to_words(acc) == [1, 2]
         acc.append(0)  # no buffer is still held
+
+
+@NEEDS_EXTENSION
+@pytest.mark.parametrize("count", [0, 1, 4096, 6090, 100_003])
+def test_rotation_has_the_same_bits_in_both(count: int) -> None:
+    native, twin = (importlib.import_module(f"whimbrel_kernels.{name}") for name in ("_native", "_numpy"))
+    rng = np.random.default_rng(count)
+    first = rng.standard_t(3, count).astype(np.float32)
+    second, signs = first.copy(), rng.bytes((count + 7) // 8)
+    for name in ("rotate", "unrotate"):
+        getattr(native, name)(first, signs, 4096)
+        getattr(twin, name)(second, signs, 4096)
+        assert first.tobytes() == second.tobytes()
 
 
 @pytest.mark.parametrize(("value", "prefix"), [("1", "numpy"), pytest.param("0", "native", marks=NEEDS_EXTENSION)])

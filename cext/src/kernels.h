@@ -45,6 +45,12 @@ void ring_sub(enum path path, uint8_t *acc, const uint8_t *src, size_t words);
 void lanes_pack(uint8_t *out, const uint8_t *lanes, size_t words, unsigned bits);
 void lanes_unpack(uint8_t *lanes, const uint8_t *packed, size_t words, unsigned bits);
 
+/* rotate.c: float32 values at any address. Value i is negated where bit i % 8 of signs[i / 8] is 1; each block
+ * of `block` values (a power of two), and the rest in its binary powers of two, largest first, goes through
+ * the Walsh-Hadamard transform in natural order times 1 / sqrt(its length). `unrotate` is the inverse. */
+void rotate_values(uint8_t *values, const uint8_t *signs, size_t count, size_t block);
+void unrotate_values(uint8_t *values, const uint8_t *signs, size_t count, size_t block);
+
 /* chacha20.c: adds (or subtracts) words first_word, first_word + 1, ... of the ChaCha20 keystream with
  * nonce 0 whose word w lies in the block with counter 1 + w / 8; first_word + words <= MASK_WORDS. */
 #define MASK_WORDS (8 * (uint64_t)0xFFFFFFFF)

@@ -64,13 +64,19 @@ static bool get_exactly(PyObject *value, Py_buffer *view, const char *name, Py_s
     return false;
 }
 
-static bool get_int32(PyObject *value, Py_buffer *view, const char *name, bool writable) {
+/* A buffer of one 4-byte type; `codes` are the letters that the struct module has for it. */
+static bool get_typed(PyObject *value, Py_buffer *view, const char *name, const char *type, const char *codes,
+                      bool writable) {
     if (!get_view(value, view, name, writable)) return false;
     const char *given = view->format == NULL ? "B" : view->format;
     const char *code = given + strspn(given, "@=<");
-    if (view->itemsize == 4 && (strcmp(code, "i") == 0 || strcmp(code, "l") == 0)) return true;
-    PyErr_Format(PyExc_TypeError, "%s must be a buffer of int32, not of format '%s'", name, given);
+    if (view->itemsize == 4 && strlen(code) == 1 && strchr(codes, code[0]) != NULL) return true;
+    PyErr_Format(PyExc_TypeError, "%s must be a buffer of %s, not of format '%s'", name, type, given);
     return false;
+}
+
+static bool get_int32(PyObject *value, Py_buffer *view, const char *name, bool writable) {
+    return get_typed(value, view, name, "int32", "il", writable);
 }
 
 static bool get_integer(PyObject *value, const char *name, unsigned long long low, unsigned long long high,
@@ -166,6 +172,40 @@ done:
     PyBuffer_Release(&words);
     PyBuffer_Release(&out);
     return result;
+}
+
+/* ---- rotation ---- */
+
+enum { BLOCK_MAX = 1 << 20 };
+
+typedef void rotation_kernel(uint8_t *, const uint8_t *, size_t, size_t);
+
+static PyObject *call_rotation(PyObject *const *args, Py_ssize_t nargs, rotation_kernel *kernel) {
+    Py_buffer values = {0}, signs = {0};
+    unsigned long long block;
+    PyObject *result = NULL;
+    if (!expect_arguments(nargs, 3) || !get_integer(args[2], "block", 1, BLOCK_MAX, &block) ||
+        !get_typed(args[0], &values, "values", "float32", "f", true) ||
+        !get_exactly(args[1], &signs, "signs", (values.len / 4 + 7) / 8))
+        goto done;
+    if ((block & (block - 1)) != 0) {
+        PyErr_Format(PyExc_ValueError, "block must be a power of two: %llu", block);
+        goto done;
+    }
+    WITHOUT_LOCK(values.len, kernel(values.buf, signs.buf, (size_t)values.len / 4, (size_t)block));
+    result = Py_NewRef(Py_None);
+done:
+    PyBuffer_Release(&signs);
+    PyBuffer_Release(&values);
+    return result;
+}
+
+static PyObject *py_rotate(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssize_t nargs) {
+    return call_rotation(args, nargs, rotate_values);
+}
+
+static PyObject *py_unrotate(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssize_t nargs) {
+    return call_rotation(args, nargs, unrotate_values);
 }
 
 /* ---- masks ---- */
@@ -285,6 +325,8 @@ static PyMethodDef methods[] = {
     KERNEL(ring_sub, "(acc, src, /)", "Subtract src from acc, u64 words modulo 2^64."),
     KERNEL(pack_lanes, "(out, lanes, bits, /)", "Pack int32 lanes into u64 words."),
     KERNEL(unpack_lanes, "(out, words, bits, /)", "Decode u64 words to int32 lanes."),
+    KERNEL(rotate, "(values, signs, block, /)", "Flip signs, then transform blocks (Walsh-Hadamard)."),
+    KERNEL(unrotate, "(values, signs, block, /)", "The inverse of rotate."),
     KERNEL(mask_add, "(acc, key, first_word, /)", "Add the mask's words from first_word on to acc."),
     KERNEL(mask_sub, "(acc, key, first_word, /)", "Subtract the mask's words from first_word on from acc."),
     KERNEL(shamir_share, "(secret, coefficients, n, /)", "Share 32 bytes among n members."),

@@ -315,6 +315,56 @@ static void test_sharing(void) {
     check_sharing(2, 65535);
 }
 
+/* ---- rotation ---- */
+
+/* By the definition: entry (i, j) of the Hadamard matrix is the parity of i AND j. */
+static double rotated_by_definition(const float *block, size_t length, size_t row) {
+    double sum = 0;
+    for (size_t j = 0; j < length; j++) sum += __builtin_parityll(row & j) ? -(double)block[j] : (double)block[j];
+    return sum;
+}
+
+static void check_blocks(const float *before, const uint8_t *after, size_t count, size_t block) {
+    while (count > 0) {
+        while (block > count) block /= 2;
+        for (size_t row = 0; row < block; row++) {
+            float value;
+            memcpy(&value, after + 4 * row, sizeof value);
+            /* Squared, so that no square root is needed here: value^2 * length = sum^2, signs alike. */
+            const double sum = rotated_by_definition(before, block, row);
+            const double error = value * (double)value * (double)block - sum * sum;
+            CHECK(error < 1e-2 && error > -1e-2 && value * sum >= 0);
+        }
+        count -= block, before += block, after += 4 * block;
+    }
+}
+
+static void check_rotation(size_t count, size_t block, size_t offset) {
+    struct region values = region_new(4 * count, offset), signs = region_new((count + 7) / 8, 0);
+    float *before = malloc(4 * count + 4), *flipped = malloc(4 * count + 4);
+    if (before == NULL || flipped == NULL) abort();
+    for (size_t i = 0; i < count; i++) {
+        before[i] = (float)(int)(random_word() % 2001 - 1000) / 1024;
+        flipped[i] = signs.bytes[i / 8] >> (i % 8) & 1 ? -before[i] : before[i];
+    }
+    if (count > 0) memcpy(values.bytes, before, 4 * count);
+    rotate_values(values.bytes, signs.bytes, count, block);
+    check_blocks(flipped, values.bytes, count, block);
+    unrotate_values(values.bytes, signs.bytes, count, block);
+    for (size_t i = 0; i < count; i++) {
+        float back;
+        memcpy(&back, values.bytes + 4 * i, sizeof back);
+        CHECK(back - before[i] < 1e-5f && before[i] - back < 1e-5f);
+    }
+    free(flipped), free(before), free(signs.allocation), free(values.allocation);
+}
+
+static void test_rotation_is_hadamards_at_every_length_and_alignment(void) {
+    for (size_t count = 0; count < 70; count++)
+        for (size_t block = 1; block <= 64; block *= 2) check_rotation(count, block, count % 8);
+    check_rotation(4096 + 1994, 4096, 3);
+}
+
 int main(void) {
     test_ring_carries();
     test_ring_at_any_alignment_and_length();
@@ -329,6 +379,7 @@ int main(void) {
     test_field();
     test_x_generates_the_field();
     test_sharing();
+    test_rotation_is_hadamards_at_every_length_and_alignment();
     printf("%d checks, %d failed; paths run: portable%s%s\n", checks, failures,
            path_runs_here(PATH_AVX2) ? ", avx2" : "", path_runs_here(PATH_AVX512) ? ", avx512" : "");
     return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;

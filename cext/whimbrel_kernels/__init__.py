@@ -1,4 +1,4 @@
-"""Kernels of the data path: ring sums, signed lanes, mask expansion, Shamir sharing over GF(2^16).
+"""Kernels of the data path: ring sums, signed lanes, rotation, mask expansion, Shamir sharing over GF(2^16).
 
 Here belongs the choice of implementation and nothing else: the C extension `_native` where it was built,
 else its NumPy twin `_numpy`. Both have the same names, give the same bytes and raise the same exception
@@ -17,9 +17,11 @@ try:
         pack_lanes,
         ring_add,
         ring_sub,
+        rotate,
         shamir_combine,
         shamir_share,
         unpack_lanes,
+        unrotate,
     )
 except ImportError:
     from ._numpy import (
@@ -29,9 +31,11 @@ except ImportError:
         pack_lanes,
         ring_add,
         ring_sub,
+        rotate,
         shamir_combine,
         shamir_share,
         unpack_lanes,
+        unrotate,
     )
 
 __all__ = [
@@ -41,7 +45,9 @@ __all__ = [
     "pack_lanes",
     "ring_add",
     "ring_sub",
+    "rotate",
     "shamir_combine",
     "shamir_share",
     "unpack_lanes",
+    "unrotate",
 ]

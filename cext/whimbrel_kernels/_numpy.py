@@ -1,7 +1,7 @@
 """The NumPy twin of the C kernels: the same names, the same bytes, the same exception classes.
 
 Here belongs what `_native` exports, for machines without the extension. Protocol rules do not: these
-functions know words, lanes, keystreams and field elements, not windows or members. A secret is never an
+functions know words, lanes, blocks, keystreams and field elements, not windows or members. A secret is never an
 index nor a loop bound, so that time depends on sizes and public values alone.
 """
 
@@ -26,10 +26,12 @@ IMPLEMENTATION = "numpy"
 _U16 = npt.NDArray[np.uint16]
 _U32 = npt.NDArray[np.uint32]
 _U64 = npt.NDArray[np.uint64]
+_F32 = npt.NDArray[np.float32]
 
 _KEY_BYTES = 32
 _SECRET_BYTES = 32
 _SYMBOLS = _SECRET_BYTES // 2
+_BLOCK_MAX = 2**20
 _WORDS_PER_BLOCK = 8
 # Counters run from 1 to 2^32 - 1, hence one block less than the counter has values.
 _STREAM_WORDS = _WORDS_PER_BLOCK * (2**32 - 1)
@@ -106,6 +108,67 @@ def unpack_lanes(out: "Writable", words: "Readable", bits: int, /) -> None:
         lane = (rest << unused) >> unused
         values[k::per_word] = lane
         rest = (rest - lane) >> width
+
+
+# ---- block Hadamard rotation ---------------------------------------------------------------------
+
+
+def rotate(values: "Writable", signs: "Readable", block: int, /) -> None:
+    """Rotate float32 `values` in place: flip signs, then transform block by block; lengths are kept.
+
+    Value i is negated where bit i % 8 of signs[i // 8] is 1 (`signs` has ceil(count / 8) bytes). Then each
+    block of `block` values (a power of two, at most 2^20), and the rest cut into its binary powers of two,
+    largest first, goes through the Walsh-Hadamard transform in natural (Sylvester) order times
+    1 / sqrt(its length), in float32, strides 1, 2, 4, ... (Suresh et al. 2017, section 3).
+    Raises ValueError or TypeError (`values` is no float32 buffer).
+    """
+    floats, flips, length = _rotation(values, signs, block)
+    _flip(floats, flips)
+    _transform_blocks(floats, length)
+
+
+def unrotate(values: "Writable", signs: "Readable", block: int, /) -> None:
+    """Undo `rotate`, but for float32 rounding: the transform, then the signs; arguments and errors are the same."""
+    floats, flips, length = _rotation(values, signs, block)
+    _transform_blocks(floats, length)
+    _flip(floats, flips)
+
+
+def _rotation(values: "Writable", signs: "Readable", block: int) -> tuple[_F32, bytes, int]:
+    length = _integer(block, "block", 1, _BLOCK_MAX)
+    floats = _float32(values, "values")
+    flips = _exactly(signs, "signs", (floats.size + 7) // 8)
+    if length & (length - 1):
+        raise ValueError(f"block must be a power of two: {length}")
+    return floats, flips, length
+
+
+def _flip(floats: _F32, flips: bytes) -> None:
+    # The sign is the float's highest bit: flipping it is exact, for zeros too.
+    chosen = np.unpackbits(np.frombuffer(flips, np.uint8), count=floats.size, bitorder="little")
+    floats.view("<u4")[:] ^= chosen.astype(np.uint32) << np.uint32(31)
+
+
+def _transform_blocks(floats: _F32, length: int) -> None:
+    whole = floats.size // length * length
+    _transform(floats[:whole], length)
+    start = whole
+    while start < floats.size:
+        length = 1 << (floats.size - start).bit_length() - 1
+        _transform(floats[start : start + length], length)
+        start += length
+
+
+def _transform(blocks: _F32, length: int) -> None:
+    """Transform each `length` values; there is a whole number of blocks."""
+    stride = 1
+    while stride < length:
+        pairs = blocks.reshape(-1, 2, stride)
+        total = pairs[:, 0] + pairs[:, 1]
+        np.subtract(pairs[:, 0], pairs[:, 1], out=pairs[:, 1])
+        pairs[:, 0] = total
+        stride *= 2
+    blocks *= np.float32(1 / np.sqrt(np.float64(length)))
 
 
 # ---- mask expansion: ChaCha20, RFC 8439 ----------------------------------------------------------
@@ -270,10 +333,20 @@ def _words(buffer: "Readable", name: str, writable: bool = False) -> _U64:
 
 
 def _int32(buffer: "Readable", name: str, writable: bool = False) -> npt.NDArray[np.int32]:
-    view = _view(buffer, name, writable)
-    if view.itemsize != 4 or view.format.lstrip("@=<") not in ("i", "l"):
-        raise TypeError(f"{name} must be a buffer of int32, not of format {view.format!r}")
-    return np.frombuffer(view, "<i4")
+    return np.frombuffer(_typed(buffer, name, ("int32", "il"), writable), "<i4")
+
+
+def _float32(buffer: "Writable", name: str) -> _F32:
+    return np.frombuffer(_typed(buffer, name, ("float32", "f"), True), "<f4")
+
+
+def _typed(buffer: "Readable", name: str, kind: tuple[str, str], writable: bool) -> memoryview:
+    """A buffer of one 4-byte type: its name, and the letters that the struct module has for it."""
+    view, (type_name, codes) = _view(buffer, name, writable), kind
+    code = view.format.lstrip("@=<")
+    if view.itemsize != 4 or len(code) != 1 or code not in codes:
+        raise TypeError(f"{name} must be a buffer of {type_name}, not of format {view.format!r}")
+    return view
 
 
 def _exactly(buffer: "Readable", name: str, size: int) -> bytes:
