@@ -25,6 +25,7 @@ from whimbrel_server.fleet import Fleet
 from whimbrel_server.problems import numbered
 from whimbrel_server.settings import TaskSettings
 from whimbrel_server.storage.records import AssignmentRecord, TaskRecord, WindowRecord
+from whimbrel_server.task_run import Assignment
 from whimbrel_server.tokens import Tokens
 from whimbrel_server.window_restore import restore
 from whimbrel_server.window_run import WindowRun
@@ -54,6 +55,7 @@ class Coordinator:
         self._by_id: dict[int, LiveWindow] = {}
         self._tau0: dict[int, bytes] = {}
         self._opening: set[int] = set()
+        self._keeping: dict[bytes, asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._kick = asyncio.Event()
 
@@ -118,16 +120,28 @@ class Coordinator:
     # --- effects of the engine --------------------------------------------------------------------------------------
 
     async def carry_out(self, effects: Sequence[events.Effect]) -> None:
-        """Make durable what must be before the caller is answered; what takes longer goes on beside it."""
+        """Begin all effects, whatever becomes of the caller; return when its assignments are durable."""
+        self.carry_out_later(effects)
+        self._kick.set()
         for effect in effects:
             if isinstance(effect, events.Assign):
-                a = effect.assignment
-                await self.services.rounds.assign(AssignmentRecord(a.id, a.device, a.task, a.version, a.expires))
-        self.carry_out_later([effect for effect in effects if not isinstance(effect, events.Assign)])
-        self._kick.set()
+                await self._kept(effect.assignment)
+
+    async def _kept(self, assignment: Assignment) -> None:
+        """Return once an assignment is durable: before that nobody is told of it. Raises what storage raises."""
+        keeping = self._keeping.get(assignment.id)
+        if keeping is not None and keeping.done():  # the disk was full: once more
+            self._keep(assignment)
+        if assignment.id in self._keeping:
+            await asyncio.shield(self._keeping[assignment.id])
+            self._keeping.pop(assignment.id, None)
+
+    def _keep(self, a: Assignment) -> None:
+        record = AssignmentRecord(a.id, a.device, a.task, a.version, a.expires)
+        self._keeping[a.id] = asyncio.ensure_future(self.services.rounds.assign(record))
 
     def carry_out_later(self, effects: Sequence[events.Effect]) -> None:
-        """Carry out effects that nobody waits for."""
+        """Begin effects that nobody waits for."""
         for effect in effects:
             match effect:
                 case events.OpenWindow():
@@ -140,7 +154,7 @@ class Coordinator:
                 case events.Retry():
                     logger.warning("round is tried again", extra={"task": effect.task, "contributions": effect.contributions})
                 case events.Assign():
-                    self.spawn(self.carry_out([effect]))
+                    self._keep(effect.assignment)
 
     async def _open_window(self, effect: events.OpenWindow) -> None:
         try:
@@ -222,7 +236,8 @@ class Coordinator:
                     lost = [collector.devices[i] for i in window.run.lost]
                     follows = self.engine.window_aborted(window_id, now, lost)
                 case _:
-                    follows = self.engine.window_failed(window_id, now)
+                    survivors = [collector.devices[i] for i in collector.u3]
+                    follows = self.engine.window_failed(window_id, now, survivors)
             if outcome != "done":
                 del self._tau0[window_id]
             self.spawn(self.carry_out(follows))
@@ -232,7 +247,8 @@ class Coordinator:
         """Drop an ended window from memory, unless it still waits for the votes that free its updates."""
         if window.ended:
             window.stop()
-            self.windows.pop(window.tau0, None)
+            if self.windows.get(window.tau0) is window:
+                del self.windows[window.tau0]
         else:
             asyncio.get_running_loop().call_later(_LINGER_S, self._forget, window)
 
@@ -278,10 +294,12 @@ class Coordinator:
         now = self.now()
         body = self.fleet.judge(message, int(now))
         answer, effects = self.engine.check_in(body.device, now)
+        await self.carry_out(effects)
         app = (message.app_version, message.protocol)
         await self.services.rounds.seen(body.device, message.certificate, *app, now)
-        await self.carry_out(effects)
         given = answer.assignment
+        if given is not None:
+            await self._kept(given)
         assignment = None
         if given is not None and given.version == self.catalogue.task(given.task).version.version:
             deadline = seconds(given.expires - now)

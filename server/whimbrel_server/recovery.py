@@ -64,6 +64,8 @@ def _assemble(
         raise ProtocolError(Code.CONFIGURATION, f"{data.root} holds no policy: run `whimbrel-server init` first")
     limits = config.limits
     fleet = Fleet(bytes.fromhex(config.authority.root), stored.policy)
+    if fleet.policy.not_after < clock():
+        logger.warning("the policy is past its date: devices will refuse it until a newer one is installed")
     services = Services(
         rounds=rounds,
         blobs=FileBlobs(data.blobs),
@@ -130,6 +132,7 @@ def _task_start(coordinator: Coordinator, task: TaskRecord, stored: Recovery) ->
             for a in stored.assignments
             if (a.task, a.version) == (task.name, version)
         ),
+        spent=tuple(device for window in stored.failed[task.name] for device in _contributors(window)),
     )
 
 

@@ -217,6 +217,32 @@ async def test_a_full_disk_delays_and_loses_nothing(tmp_path: Path, monkeypatch:
         assert await sums(operator, devices) == [10] and not any(full.values())
 
 
+async def test_an_assignment_that_could_not_be_kept_is_not_told_before_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = await World.make(tmp_path)
+    async with world.serving() as (server, operator, devices):
+        await operator.start_task()
+        rounds, full = server.coordinator.services.rounds, [True]
+        real = rounds.assign
+
+        async def assign(record: object) -> None:
+            if full[0]:
+                raise RuleError(Code.STORAGE_FULL)
+            await real(record)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(rounds, "assign", assign)
+        for _ in range(2):
+            with pytest.raises(Refused) as caught:
+                await devices[0].check_in()
+            assert caught.value.number is Code.STORAGE_FULL
+        full[0] = False
+        told = (await devices[0].check_in()).assignment
+    async with again(world, devices):
+        kept = (await devices[0].check_in()).assignment
+        assert told is not None and kept is not None and kept.id == told.id
+
+
 async def test_what_is_damaged_or_newer_stops_the_start_and_stays_as_it_is(tmp_path: Path) -> None:
     world = await World.make(tmp_path)
     async with world.serving() as (_, operator, _devices):
