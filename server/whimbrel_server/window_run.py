@@ -167,14 +167,14 @@ class WindowRun:
     @property
     def deadline(self) -> float | None:
         """When `tick` has something to do next."""
-        if self._ends is None:
+        if self._ends is None or self.phase is Phase.UNMASKING:
             return None
         return min(self._ends, self._early_at())
 
     def tick(self, now: float) -> list[WindowEffect]:
         """Close what is over."""
         effects = self._close_early(now)
-        if effects or self._ends is None or now < self._ends:
+        if effects or self.deadline is None or now < self.deadline:
             return effects
         match self.phase:
             case Phase.SHARE | Phase.MASK:
@@ -183,8 +183,9 @@ class WindowRun:
                 return self._ask_abort(now)
             case Phase.UNMASK:
                 return self._fail(now)
-            case _:
+            case Phase.ABORT:
                 return self._give_up_hope()
+        return []
 
     def _missing(self) -> list[int]:
         expected: Iterable[int] = range(self.collector.n) if self.phase is Phase.SHARE else self.collector.u2
