@@ -8,7 +8,7 @@ entry stops every client.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar
@@ -135,29 +135,105 @@ def check_entry_terms(entry: JoinEntry, terms: Terms, name: str) -> None:
         demand(holds(entry, terms), code, f"{code.title} ({name})")
 
 
+# --- U2 ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Dealing:
+    """A U2, decoded, for member `i` of a window with the survivor floor `s_min`; `held`: whose shares are at hand."""
+
+    i: int
+    s_min: int
+    u2: Collection[int]
+    held: Collection[int] = ()
+
+    def __str__(self) -> str:
+        return f"{len(self.u2)} members, {len(self.held)} shares at hand, the floor is {self.s_min}"
+
+
+U2_CHECKS: tuple[tuple[Code, Callable[[Dealing], bool]], ...] = (
+    (Code.U2_WITHOUT_SELF, lambda d: d.i in d.u2),
+    (Code.U2_TOO_SMALL, lambda d: len(d.u2) >= d.s_min),
+)
+
+# After the ciphertexts were opened. It proves s_min live members that hold keys of this window.
+SHARES_CHECKS: tuple[tuple[Code, Callable[[Dealing], bool]], ...] = (
+    (Code.U2_SHARES_MISSING, lambda d: len(d.held) >= d.s_min),
+)
+
+
 def check_u2(message: U2, n: int, i: int, s_min: int) -> tuple[int, ...]:
     """The members of U2, ascending, for member `i`. Raises RuleError, the first check that fails."""
     u2 = _members(message.bitmap, n, Code.U2_MALFORMED)
-    demand(i in u2, Code.U2_WITHOUT_SELF)
-    demand(len(u2) >= s_min, Code.U2_TOO_SMALL, f"{len(u2)} members, the floor is {s_min}")
+    check_all(U2_CHECKS, Dealing(i, s_min, u2))
     demand(len(message.cts) == CIPHERTEXT_BYTES * (len(u2) - 1), Code.U2_MALFORMED, "size of the ciphertexts")
     return u2
+
+
+# --- SURVIVORS --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Survival:
+    """A survivor set, decoded, for a member that masked with `u2`; `signed(j)`: member j's signature over that U2 is shown.
+
+    Each survivor must show it: a server that told somebody another U2, or names members whose keys were revealed
+    elsewhere, has none.
+    """
+
+    s_min: int
+    u2: Collection[int]
+    u3: Collection[int]
+    signed: Callable[[int], bool]
+
+    def __str__(self) -> str:
+        unsigned = [j for j in self.u3 if not self.signed(j)]
+        return f"{len(self.u3)} members, the floor is {self.s_min}; without a signature over this U2: {unsigned}"
+
+
+SURVIVORS_CHECKS: tuple[tuple[Code, Callable[[Survival], bool]], ...] = (
+    (Code.SURVIVORS_NOT_IN_U2, lambda s: set(s.u3) <= set(s.u2)),
+    (Code.SURVIVORS_TOO_FEW, lambda s: len(s.u3) >= s.s_min),
+    (Code.SURVIVORS_SIGNATURE, lambda s: all(s.signed(j) for j in s.u3)),
+)
 
 
 def check_survivors(message: Survivors, cohort: Cohort, tau1: bytes, u2: bytes) -> tuple[int, ...]:
     """The survivors, ascending, for a member that masked under `tau1` with the bitmap `u2`.
 
-    Each survivor must show its signature over this very tau1: a server that told somebody another U2, or names members
-    whose keys were revealed elsewhere, has none. Raises RuleError, the first check that fails.
+    Raises RuleError, the first check that fails.
     """
     u3 = _members(message.bitmap, cohort.n, Code.SURVIVORS_MALFORMED)
-    demand(set(u3) <= set(members_of(u2, cohort.n)), Code.SURVIVORS_NOT_IN_U2)
-    demand(len(u3) >= cohort.s_min, Code.SURVIVORS_TOO_FEW, f"{len(u3)} members, the floor is {cohort.s_min}")
-    signatures = _signatures(message.msigs, len(u3), Code.SURVIVORS_MALFORMED)
-    for i, signature in zip(u3, signatures, strict=True):
-        valid = verify("masked", cohort.keys[i], tau1, signature)
-        demand(valid, Code.SURVIVORS_SIGNATURE, f"member {i} did not sign this U2")
+    shown = dict(zip(u3, _signatures(message.msigs, len(u3), Code.SURVIVORS_MALFORMED), strict=True))
+
+    def signed(j: int) -> bool:
+        return verify("masked", cohort.keys[j], tau1, shown[j])
+
+    check_all(SURVIVORS_CHECKS, Survival(cohort.s_min, members_of(u2, cohort.n), u3, signed))
     return u3
+
+
+# --- certificates: QUORUM, and what frees an update -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The votes of a certificate on one body; `signed(j)`: the vote shown for member j is that member's."""
+
+    n: int
+    t: int
+    voters: Sequence[int]
+    signed: Callable[[int], bool]
+
+    def __str__(self) -> str:
+        return f"votes of {list(self.voters)} among {self.n} members, the threshold is {self.t}"
+
+
+CERTIFICATE_CHECKS: tuple[tuple[Code, Callable[[Proof], bool]], ...] = (
+    (Code.QUORUM_TOO_FEW, lambda p: len(p.voters) >= p.t),
+    (Code.QUORUM_INDICES, lambda p: _ascends_strictly(p.voters) and all(0 <= j < p.n for j in p.voters)),
+    (Code.QUORUM_SIGNATURE, lambda p: all(p.signed(j) for j in p.voters)),
+)
 
 
 def check_certificate(message: Quorum, cohort: Cohort) -> None:
@@ -167,11 +243,25 @@ def check_certificate(message: Quorum, cohort: Cohort) -> None:
     else:
         _members(message.u3, cohort.n, Code.QUORUM_MALFORMED)
     signatures = _signatures(message.sigs, len(message.idx), Code.QUORUM_MALFORMED)
-    demand(len(message.idx) >= cohort.t, Code.QUORUM_TOO_FEW, f"{len(message.idx)} votes, the threshold is {cohort.t}")
-    demand(_ascends_strictly(message.idx) and 0 <= message.idx[0] <= message.idx[-1] < cohort.n, Code.QUORUM_INDICES)
     body = vote_body(cohort.tau0, message.kind, message.tau1, message.u3)
-    for i, signature in zip(message.idx, signatures, strict=True):
-        demand(verify("vote", cohort.keys[i], body, signature), Code.QUORUM_SIGNATURE, f"the vote of member {i}")
+    shown = dict(zip(message.idx, signatures, strict=True))
+
+    def signed(j: int) -> bool:
+        return verify("vote", cohort.keys[j], body, shown[j])
+
+    check_all(CERTIFICATE_CHECKS, Proof(cohort.n, cohort.t, message.idx, signed))
+
+
+# --- what the phases share --------------------------------------------------------------------------------------------
+
+Subject = TypeVar("Subject")
+
+
+def check_all(checks: Sequence[tuple[Code, Callable[[Subject], bool]]], subject: Subject) -> None:
+    """Raise RuleError with the code of the first check that does not hold, and the subject's numbers."""
+    for code, holds in checks:
+        if not holds(subject):
+            raise RuleError(code, str(subject))
 
 
 def _signatures(data: bytes, count: int, malformed: Code) -> list[bytes]:

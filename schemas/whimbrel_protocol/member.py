@@ -16,7 +16,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self, TypeVar, cast
 
-from whimbrel_protocol.checks import Opening, Terms, check_certificate, check_open, check_u2, read_open
+from whimbrel_protocol.checks import (
+    SHARES_CHECKS,
+    Dealing,
+    Opening,
+    Terms,
+    check_all,
+    check_certificate,
+    check_open,
+    check_u2,
+    read_open,
+)
 from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.masks import (
     CHUNK_WORDS,
@@ -199,8 +209,7 @@ class Member:
             shares = Channel(secrets.channels[j], cohort.tau0, j, i).unseal(ciphertext)
             if shares is not None:
                 secrets.shares[j] = shares
-        held = f"{len(secrets.shares)} shares, the floor is {cohort.s_min}"
-        demand(len(secrets.shares) >= cohort.s_min, Code.U2_SHARES_MISSING, held)
+        check_all(SHARES_CHECKS, Dealing(i, cohort.s_min, u2, secrets.shares.keys()))
         self._record = replace(self.record, tau1=tau1_of(cohort.tau0, message.bitmap), u2=message.bitmap)
         secrets.masks = self._masks(u2, secrets)
 

@@ -7,7 +7,7 @@ caller's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Self
@@ -111,6 +111,10 @@ def verify_certificate(record: SpentRecord, certificate: Quorum) -> Verdict:
     A commit with it spends it for good. Raises RuleError where the certificate proves nothing.
     """
     check_certificate(certificate, record.cohort)
-    if certificate.kind is VoteKind.ABORT:
-        return Verdict.FREED
-    return Verdict.SPENT if record.i in members_of(certificate.u3, record.cohort.n) else Verdict.FREED
+    abort = certificate.kind is VoteKind.ABORT
+    return verdict(certificate.kind, record.i, () if abort else members_of(certificate.u3, record.cohort.n))
+
+
+def verdict(kind: VoteKind, i: int, u3: Collection[int]) -> Verdict:
+    """What a proven certificate with the survivors `u3` says of member `i`'s update."""
+    return Verdict.SPENT if kind is VoteKind.COMMIT and i in u3 else Verdict.FREED
