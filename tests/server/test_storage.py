@@ -278,7 +278,7 @@ async def told(rounds: Rounds, history: list[tuple]) -> list[object]:
     ]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(HISTORY)
 def test_all_back_ends_tell_the_same_history(history: list[tuple]) -> None:
     async def compare(path: Path) -> None:

@@ -186,7 +186,7 @@ LARGE = TaskSettings(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 10**6), st.integers(20, 150), st.floats(0, 0.5), st.booleans())
 def test_whatever_happens_the_rules_hold(seed: int, devices: int, vanish: float, two: bool) -> None:
     tasks = {"digits": SMALL} | ({"words": TaskSettings(contributions=16, contributions_min=12, window=16)} if two else {})
@@ -222,12 +222,12 @@ def test_over_selection_settles_at_what_the_fleet_loses(vanish: float) -> None:
 
 def test_twenty_thousand_devices_are_served_in_turn_and_asked_evenly() -> None:
     world = fleet(3, 20_000, 0.1, train_s=40.0, digits=LARGE)
-    world.run(5400)
+    world.run(4200)
     versions = [version for _, _, version in world.published]
-    assert versions == list(range(2, len(versions) + 2)) and len(versions) >= 10
+    assert versions == list(range(2, len(versions) + 2)) and len(versions) >= 8
     served = {who for _, _, who in world.counted}
     assert len(served) > 0.6 * sum(world.counted.values()), "the work goes round"
     # From the second half hour on, check-ins come evenly: no minute sees three times the mean.
     minutes = Counter(int(moment // 60) for moment in world.check_ins if moment >= 1800)
-    per_minute = [minutes[m] for m in range(30, 90)]
+    per_minute = [minutes[m] for m in range(30, 70)]
     assert max(per_minute) < 3 * sum(per_minute) / len(per_minute)
