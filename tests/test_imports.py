@@ -31,7 +31,7 @@ DOORS = {
     "aiohttp": ("whimbrel/transport.py", "whimbrel_authority/service.py", "whimbrel_server/", "whimbrel_lab/"),
     "onnxruntime": ("whimbrel/trainer.py", "whimbrel_lab/"),
     "onnx": ("whimbrel_server/compiler/", "whimbrel_server/plans.py", "whimbrel_lab/"),
-    "msgspec": ("whimbrel_server/",),
+    "msgspec": ("whimbrel_server/", "whimbrel_lab/"),
     "sqlite_utils": ("whimbrel_server/storage/",),
     "sklearn": ("whimbrel_lab/",),
     "matplotlib": ("whimbrel_lab/",),
