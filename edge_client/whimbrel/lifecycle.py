@@ -123,7 +123,8 @@ def _be_assigned(device: Device) -> Script[Assigned | None]:
     offer, assigned = answer.assignment, None
     if offer is not None and not _counted(device, offer):
         assigned = Assigned(offer, device.now + offer.deadline_s)
-    elif offer is not None:  # the server does not know what this device knows: no hurry to hear the same again
+    elif offer is not None:  # the server does not know what this device knows: tell it, and do not hurry to hear the same
+        yield from device.report(Code.CONTRIBUTED_BEFORE, offer.task, offer.version)
         device.come_back_s = max(device.come_back_s, int(device.settings.policy.backoff_min_s))
     if assigned != device.state.assigned:
         yield from device.commit(replace(device.state, assigned=assigned))

@@ -167,6 +167,7 @@ class Code(IntEnum):
     CLOCK_WRONG = (507, 409, "The device's clock is more than a day ahead")
     PLAN_UNSUPPORTED = (508, 422, "The plan asks for something that this client cannot do")
     CONTRIBUTION_CAP = (509, 409, "The plan allows no more contributions of one device in this period")
+    CONTRIBUTED_BEFORE = (510, 409, "This device contributed to this base before, or may have")
 
     # 6xx: models
     MODEL_REFUSED = (600, 422, "The model cannot be compiled for training")

@@ -295,6 +295,7 @@ def test_a_base_is_contributed_to_once_whatever_is_offered(lied: str) -> None:
     fleet.run_until(lambda: len(sent(device, "/v1/check-in")) >= offers + 3)
     assert trained(device) == done
     assert len(joined(device)) == versions - 1
+    assert {one.code for one in server.reports} == {Code.CONTRIBUTED_BEFORE}
 
 
 def test_the_plans_cap_on_contributions_holds_for_its_period() -> None:
