@@ -262,6 +262,15 @@ class Binding:
 
 
 @dataclass(frozen=True)
+class Metric:
+    """A number that devices report in the sum: a share of `maximum` in fixed point, `bits` bits."""
+
+    name: str
+    maximum: float
+    bits: int
+
+
+@dataclass(frozen=True)
 class PlanBody:
     """What a device needs to work on a task, behind the plan's signed head. Graphs are ONNX files, zstd-compressed."""
 
@@ -277,6 +286,11 @@ class PlanBody:
     contributions_cap: int = 0
     cap_period_s: int = 0
     operators: tuple[str, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+    rotate: bool = False
+    weight_max: int = 0
+    clip_min: float = 0.0
+    clip_max: float = 0.0
 
 
 @dataclass(frozen=True)

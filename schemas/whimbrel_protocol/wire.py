@@ -120,6 +120,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
     m.Accepted: {},
     m.Failure: {"number": (1, 65_535), "detail": (0, 1024), "come_back_s": _SECONDS},
     m.Binding: {"role": _NAME, "name": (1, 512), "dtype": _NAME, "shape": (0, 16), "default": (-(2**127), 2**127)},
+    m.Metric: {"name": _NAME, "maximum": (0, 2**40), "bits": (1, 32)},
     m.PlanBody: {
         "loss": _NAME,
         "batch": (1, 65_536),
@@ -133,6 +134,10 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "contributions_cap": (0, 2**32 - 1),
         "cap_period_s": (0, 2**32 - 1),
         "operators": _FEW,
+        "metrics": (0, 64),
+        "weight_max": (0, 2**32 - 1),
+        "clip_min": (0, 2**40),
+        "clip_max": (0, 2**40),
     },
     m.TensorDelta: {"count": (0, 2**32), "exponent": (-1100, 1100), "planes": (0, 2**30)},
     m.ModelDelta: {"from_version": _U64, "to_version": _U64, "model_hash": _exactly(HASH), "tensors": _FEW},

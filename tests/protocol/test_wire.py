@@ -46,6 +46,7 @@ def carrier(cls: type, value: Any) -> m.Message:
         m.BlobRef: lambda: replace(least(m.CheckedIn), assignment=replace(least(m.Assignment), plan=value)),
         m.Assignment: lambda: replace(least(m.CheckedIn), assignment=value),
         m.Binding: lambda: replace(least(m.PlanBody), inputs=(value,)),
+        m.Metric: lambda: replace(least(m.PlanBody), metrics=(value,)),
         m.TensorDelta: lambda: replace(least(m.ModelDelta), tensors=(value,)),
     }
     carried: m.Message = inside[cls]() if cls in inside else value

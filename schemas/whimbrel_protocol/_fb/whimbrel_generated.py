@@ -2261,6 +2261,56 @@ def BindingAddDefault(builder, default): builder.PrependFloat64Slot(4, default, 
 def BindingEnd(builder): return builder.EndObject()
 
 
+class Metric(object):
+    __slots__ = ['_tab']
+
+    @classmethod
+    def GetRootAs(cls, buf, offset=0):
+        n = flatbuffers.encode.Get(flatbuffers.packer.uoffset, buf, offset)
+        x = Metric()
+        x.Init(buf, n + offset)
+        return x
+
+    @classmethod
+    def GetRootAsMetric(cls, buf, offset=0):
+        """This method is deprecated. Please switch to GetRootAs."""
+        return cls.GetRootAs(buf, offset)
+    @classmethod
+    def MetricBufferHasIdentifier(cls, buf, offset, size_prefixed=False):
+        return flatbuffers.util.BufferHasIdentifier(buf, offset, b"\x57\x48\x42\x31", size_prefixed=size_prefixed)
+
+    # Metric
+    def Init(self, buf, pos):
+        self._tab = flatbuffers.table.Table(buf, pos)
+
+    # Metric
+    def Name(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(4))
+        if o != 0:
+            return self._tab.String(o + self._tab.Pos)
+        return None
+
+    # Metric
+    def Maximum(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
+        if o != 0:
+            return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
+        return 0.0
+
+    # Metric
+    def Bits(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
+        if o != 0:
+            return self._tab.Get(flatbuffers.number_types.Uint8Flags, o + self._tab.Pos)
+        return 0
+
+def MetricStart(builder): builder.StartObject(3)
+def MetricAddName(builder, name): builder.PrependUOffsetTRelativeSlot(0, flatbuffers.number_types.UOffsetTFlags.py_type(name), 0)
+def MetricAddMaximum(builder, maximum): builder.PrependFloat64Slot(1, maximum, 0.0)
+def MetricAddBits(builder, bits): builder.PrependUint8Slot(2, bits, 0)
+def MetricEnd(builder): return builder.EndObject()
+
+
 class PlanBody(object):
     __slots__ = ['_tab']
 
@@ -2488,7 +2538,59 @@ class PlanBody(object):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(26))
         return o == 0
 
-def PlanBodyStart(builder): builder.StartObject(12)
+    # PlanBody
+    def Metrics(self, j):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(28))
+        if o != 0:
+            x = self._tab.Vector(o)
+            x += flatbuffers.number_types.UOffsetTFlags.py_type(j) * 4
+            x = self._tab.Indirect(x)
+            obj = Metric()
+            obj.Init(self._tab.Bytes, x)
+            return obj
+        return None
+
+    # PlanBody
+    def MetricsLength(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(28))
+        if o != 0:
+            return self._tab.VectorLen(o)
+        return 0
+
+    # PlanBody
+    def MetricsIsNone(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(28))
+        return o == 0
+
+    # PlanBody
+    def Rotate(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(30))
+        if o != 0:
+            return bool(self._tab.Get(flatbuffers.number_types.BoolFlags, o + self._tab.Pos))
+        return False
+
+    # PlanBody
+    def WeightMax(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(32))
+        if o != 0:
+            return self._tab.Get(flatbuffers.number_types.Uint32Flags, o + self._tab.Pos)
+        return 0
+
+    # PlanBody
+    def ClipMin(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(34))
+        if o != 0:
+            return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
+        return 0.0
+
+    # PlanBody
+    def ClipMax(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(36))
+        if o != 0:
+            return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
+        return 0.0
+
+def PlanBodyStart(builder): builder.StartObject(17)
 def PlanBodyAddLoss(builder, loss): builder.PrependUOffsetTRelativeSlot(0, flatbuffers.number_types.UOffsetTFlags.py_type(loss), 0)
 def PlanBodyAddBatch(builder, batch): builder.PrependUint32Slot(1, batch, 0)
 def PlanBodyAddTrainGraph(builder, trainGraph): builder.PrependUOffsetTRelativeSlot(2, flatbuffers.number_types.UOffsetTFlags.py_type(trainGraph), 0)
@@ -2508,6 +2610,12 @@ def PlanBodyAddContributionsCap(builder, contributionsCap): builder.PrependUint3
 def PlanBodyAddCapPeriodS(builder, capPeriodS): builder.PrependUint32Slot(10, capPeriodS, 0)
 def PlanBodyAddOperators(builder, operators): builder.PrependUOffsetTRelativeSlot(11, flatbuffers.number_types.UOffsetTFlags.py_type(operators), 0)
 def PlanBodyStartOperatorsVector(builder, numElems): return builder.StartVector(4, numElems, 4)
+def PlanBodyAddMetrics(builder, metrics): builder.PrependUOffsetTRelativeSlot(12, flatbuffers.number_types.UOffsetTFlags.py_type(metrics), 0)
+def PlanBodyStartMetricsVector(builder, numElems): return builder.StartVector(4, numElems, 4)
+def PlanBodyAddRotate(builder, rotate): builder.PrependBoolSlot(13, rotate, 0)
+def PlanBodyAddWeightMax(builder, weightMax): builder.PrependUint32Slot(14, weightMax, 0)
+def PlanBodyAddClipMin(builder, clipMin): builder.PrependFloat64Slot(15, clipMin, 0.0)
+def PlanBodyAddClipMax(builder, clipMax): builder.PrependFloat64Slot(16, clipMax, 0.0)
 def PlanBodyEnd(builder): return builder.EndObject()
 
 
