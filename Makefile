@@ -50,6 +50,6 @@ $(STAMP): requirements.lock pyproject.toml setup.py $(wildcard cext/src/*)
 	@echo "set-up: installing into $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@$(BIN)/python -c 'import whimbrel_kernels as k; print("set-up: ready, kernels:", k.IMPLEMENTATION)'
 	@touch $@

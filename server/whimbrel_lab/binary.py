@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+from importlib import import_module
 from pathlib import Path
 
 from whimbrel_lab.world import READY_S, Service, World, WorldError, free_port
@@ -17,20 +18,21 @@ from whimbrel_lab.world import READY_S, Service, World, WorldError, free_port
 OUT = Path("dist")
 NAME = "whimbrel-server"
 HIDDEN = ("_cffi_backend",)  # PyNaCl loads it by name, where PyInstaller cannot see it
+PACKAGES = ("whimbrel_server", "whimbrel_protocol", "whimbrel_kernels")
 EXCLUDED = ("whimbrel_lab", "onnxruntime", "sklearn", "scipy", "matplotlib", "pytest", "hypothesis", "mypy", "PIL")
 
 
 def build() -> Path:
     """Return the path of the built binary. Raises CalledProcessError with PyInstaller's output on the terminal."""
-    import whimbrel_server.cli
-
     words = [sys.executable, "-m", "PyInstaller", "--onefile", "--noconfirm", "--log-level", "WARN", "--name", NAME]
     words += ["--distpath", str(OUT), "--workpath", "build/pyinstaller", "--specpath", "build"]
     words += [option for name in HIDDEN for option in ("--hidden-import", name)]
     words += [option for name in EXCLUDED for option in ("--exclude-module", name)]
-    words += ["--collect-submodules", "whimbrel_server", "--collect-binaries", "whimbrel_kernels"]
-    words += [option for path in sys.path if path for option in ("--paths", path)]
-    subprocess.run([*words, str(Path(whimbrel_server.cli.__file__))], check=True)
+    packages = [import_module(name) for name in PACKAGES]
+    words += [option for package in packages for option in ("--paths", str(Path(str(package.__file__)).parents[1]))]
+    words += [option for name in PACKAGES for option in ("--collect-submodules", name, "--collect-binaries", name)]
+    words += ["--copy-metadata", "whimbrel"]
+    subprocess.run([*words, str(Path(str(packages[0].__file__)).with_name("__main__.py"))], check=True)
     return OUT / NAME
 
 
