@@ -422,6 +422,16 @@ class TestRestart:
         shell.settle()
         assert (shell.run.phase, shell.closed) == (Phase.ABORTED, [])
 
+    def test_a_window_that_nobody_voted_in_asks_for_the_abort_again(self) -> None:
+        shell = Shell().until(Phase.VOTE)
+        shell.wait(5)
+        shell.wait(30)
+        assert shell.restored() == []
+        assert shell.run.survivors() == Survivors(b"", b"", abort=True)
+        shell.vote(range(T))
+        shell.settle()
+        assert (shell.run.phase, shell.closed) == (Phase.ABORTED, [])
+
     def test_an_abort_certificate_that_was_not_yet_durable_is_made_again(self) -> None:
         shell = Shell().until(Phase.MASK)
         shell.wait(10)
