@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from whimbrel_protocol.encoding import Measured
 from whimbrel_protocol.messages import BlobRef, Message, PlanBody
 from whimbrel_protocol.signed import VersionHeader
 
@@ -90,11 +91,11 @@ class Train:
 
 @dataclass(frozen=True)
 class Trained:
-    """How far training came. `update` is trained - base, flat float32 in plan order, once all steps are done."""
+    """How far training came. `measured` is there once all steps are done: the update and the metrics beside it."""
 
     seconds: float
     steps: int
-    update: Float32 | None = field(default=None, repr=False)
+    measured: Measured | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

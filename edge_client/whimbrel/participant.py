@@ -200,7 +200,7 @@ class Participant:
             seconds = trainer.run(self._settings.policy.slice_s)
             if not trainer.done:
                 return Trained(seconds, trainer.steps)
-            trained = Trained(seconds, trainer.steps, trainer.update())
+            trained = Trained(seconds, trainer.steps, trainer.measured())
         except ProtocolError as error:
             self._end_training()
             return Failure(int(error.code), error.detail[:1000])

@@ -7,25 +7,28 @@ happens later, these words or none are masked.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from whimbrel_protocol import wire
 from whimbrel_protocol.delta import Lattice, apply, lattice_hash, snapshot
+from whimbrel_protocol.encoding import WITHIN_CLIP, Encoding, Measured
 from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_protocol.messages import Assignment, Binding, BlobRef, Failure, ModelDelta, PlanBody
 from whimbrel_protocol.objects import VectorSpec
-from whimbrel_protocol.packing import pack, quantise
+from whimbrel_protocol.packing import pack
 from whimbrel_protocol.primitives import sha256, stream, th, u64
 from whimbrel_protocol.signed import Plan, VersionHeader, lane_hash
 from whimbrel_protocol.trust import accept_plan, demand
 
-from whimbrel.actions import Fetch, Float32, Load, Script, Train, TrainingJob
+from whimbrel.actions import Fetch, Load, Script, Train, TrainingJob
 from whimbrel.device import Device, Stage, code_of, expect
 from whimbrel.device_policy import Cost
 from whimbrel.records import UNSENT, UpdateRecord
+
+METRICS = {"loss", "accuracy", WITHIN_CLIP}
+"""What a plan may ask a device to measure."""
 
 _UNIFORM_BITS = 24
 
@@ -38,7 +41,12 @@ class Base:
     plan: Plan
     body: PlanBody
     header: VersionHeader
-    spec: VectorSpec
+    encoding: Encoding
+
+    @property
+    def spec(self) -> VectorSpec:
+        """How the update's values lie in words."""
+        return self.encoding.spec
 
     @property
     def parameters(self) -> list[Binding]:
@@ -66,6 +74,10 @@ class Base:
             header=a.header,
         )
 
+    def takes(self, record: UpdateRecord, policy: bytes) -> bool:
+        """Whether a frozen update may join the lane of this policy: a rotated one belongs to the lane that it was made for."""
+        return not self.encoding.rotate or record.lane == self.lane(policy)
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -83,13 +95,13 @@ def prepare(device: Device, assignment: Assignment) -> Script[Prepared]:
     """
     base = yield from _base(device, assignment)
     for record in device.state.updates:
-        if record.basis == base.basis and record.state in UNSENT:
+        if record.basis == base.basis and record.state in UNSENT and base.takes(record, device.state.policy):
             words = yield Load(record.words_file)
             if words is not None and sha256(words) == record.words_sha256:
                 return Prepared(base, record, words)
     lattice = yield from _model(device, base)
-    update = yield from _train(device, base, lattice)
-    return (yield from _freeze(device, base, update))
+    measured = yield from _train(device, base, lattice)
+    return (yield from _freeze(device, base, measured))
 
 
 # --- plan and header ------------------------------------------------------------------------------------------------
@@ -102,9 +114,9 @@ def _base(device: Device, assignment: Assignment) -> Script[Base]:
     plan = yield from _plan(device, assignment)
     demand(plan.masked, Code.PLAN_UNSUPPORTED, "this client sends no update without masks")
     body = wire.decode(plan.body, PlanBody)
-    base = Base(assignment, plan, body, header, plan.spec(header.scale))
-    size = sum(math.prod(one.shape) for one in base.parameters)
-    demand(size == plan.d, Code.PLAN_UNSUPPORTED, f"{size} trained parameters, the plan's head says {plan.d}")
+    base = Base(assignment, plan, body, header, Encoding.of(plan, body, header))
+    unknown = {one.name for one in body.metrics} - METRICS
+    demand(not unknown, Code.PLAN_UNSUPPORTED, f"metrics that this client does not know: {', '.join(sorted(unknown))}")
     _demand_below_cap(device, base)
     return base
 
@@ -183,8 +195,8 @@ def _shapes(base: Base) -> dict[str, tuple[int, ...]]:
 # --- training and rounding --------------------------------------------------------------------------------------------
 
 
-def _train(device: Device, base: Base, lattice: Lattice) -> Script[Float32]:
-    """Train slice by slice and return the update."""
+def _train(device: Device, base: Base, lattice: Lattice) -> Script[Measured]:
+    """Train slice by slice and return the update with its metrics."""
     device.stage = Stage.TRAIN
     arrays = tuple(t.values().reshape(one.shape) for t, one in zip(lattice, base.parameters, strict=True))
     job = TrainingJob(base.basis, base.body, arrays, base.header, device.entropy(32))
@@ -194,20 +206,20 @@ def _train(device: Device, base: Base, lattice: Lattice) -> Script[Float32]:
         if isinstance(trained, Failure):
             a = base.assignment
             yield from device.report(code_of(trained), a.task, a.version)
-        if expect(trained).update is not None:
-            update: Float32 = trained.update
-            return update
+        if expect(trained).measured is not None:
+            measured: Measured = trained.measured
+            return measured
 
 
-def _freeze(device: Device, base: Base, update: Float32) -> Script[Prepared]:
-    """Round the update with fresh entropy, pack it with weight 1, and make it durable."""
-    values = quantise(update, base.spec, _uniforms(device.entropy(32), base.spec.d))
-    words = pack(base.spec, values, 1 if base.spec.weight_bits else 0)
-    a, state = base.assignment, device.state
+def _freeze(device: Device, base: Base, measured: Measured) -> Script[Prepared]:
+    """Encode the update for the present lane, rounded with fresh entropy, and make its packed words durable."""
+    a, state, lane = base.assignment, device.state, base.lane(device.state.policy)
+    encoded = base.encoding.encode(measured, lane, _uniforms(device.entropy(32), base.encoding.size))
+    words = pack(base.spec, encoded.values, encoded.weight)
     for old in state.updates:  # of an earlier version: no lane takes it any more
         if old.task == a.task and old.state in UNSENT:
             state = state.without_update(old)
-    record = UpdateRecord(device.entropy(16), a.task, a.version, a.model_hash, base.basis, sha256(words))
+    record = UpdateRecord(device.entropy(16), a.task, a.version, a.model_hash, base.basis, sha256(words), lane=lane)
     yield from device.commit(state.with_update(record), {record.words_file: words})
     return Prepared(base, record, words)
 

@@ -35,7 +35,8 @@ UNSENT = (UpdateState.TRAINED, UpdateState.JOINED, UpdateState.FREED)
 
 @dataclass(frozen=True)
 class UpdateRecord:
-    """One update. `basis` fixes everything that it was trained from; `words_sha256` its packed vector in the journal.
+    """One update. `basis` fixes everything that it was trained from; `words_sha256` its packed vector in the journal, encoded
+    for `lane` where the plan rotates updates.
 
     An update that can no longer be used has no record: its words are deleted with it. `spent` is the protocol's SpentRecord in
     its JSON form, present from the moment a byte may leave until a certificate decides.

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 from whimbrel_protocol.delta import decompress
+from whimbrel_protocol.encoding import Measured
 from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_protocol.messages import Binding, PlanBody
 from whimbrel_protocol.signed import VersionHeader
@@ -28,6 +29,7 @@ from whimbrel.examples import Array, Examples
 
 _GRAPH_MAX = 64 * 2**20
 _LOSS = "@loss"
+_WEIGHT_SUM = "@weight_sum"
 
 
 class Trainer:
@@ -43,6 +45,7 @@ class Trainer:
         self._job, self._examples = job, examples
         self._seed, self._spent_s, self.steps = job.seed, 0.0, 0
         self._graph = _StepGraph(job, threads, low_memory)
+        self._sums = dict.fromkeys(self._graph.sums(), 0.0)
         self._per_epoch = -(-examples.count // job.body.batch)
         self._epoch, self._order = -1, np.empty(0, np.int64)
         self._busy = threading.Lock()
@@ -78,40 +81,49 @@ class Trainer:
         loss = self._graph.step(self._examples, self._order[batch * size : (batch + 1) * size])
         if not np.isfinite(loss):
             raise ProtocolError(Code.NOT_FINITE, f"the loss of step {self.steps} is {loss}")
+        if epoch == 0:  # each example once, and by the parameters nearest to the base
+            self._sums = {name: self._sums[name] + value for name, value in self._graph.sums().items()}
         self.steps += 1
 
     def update(self) -> Float32:
-        """Return trained - base, flat in plan order, scaled down to the header's clip bound (L2) if it has one.
-
-        Raises ProtocolError 503 where a parameter is not finite.
-        """
+        """Return trained - base, flat in plan order. Raises ProtocolError 503 where a parameter is not finite."""
         pairs = zip(self._graph.parameters(), self._job.base, strict=True)
         flat = np.concatenate([(new - old).ravel() for new, old in pairs]).astype(np.float32)
-        norm = float(np.linalg.norm(flat.astype(np.float64)))
-        if not np.isfinite(norm):
+        if not np.isfinite(flat).all():
             raise ProtocolError(Code.NOT_FINITE, "a trained parameter is not finite")
-        clip = self._job.header.clip
-        return flat if not 0 < clip < norm else (flat * np.float32(clip / norm)).astype(np.float32)
+        return flat
+
+    def measured(self) -> Measured:
+        """Return the update with what a plan may ask for beside it: `loss` and, where counted, `accuracy` in the first epoch.
+
+        Raises ProtocolError 503 as `update` does.
+        """
+        means = _metrics(self._sums) if _WEIGHT_SUM in self._sums else None
+        named = {"loss": means.loss, "accuracy": means.accuracy} if means else {}
+        found = {name: value for name, value in named.items() if value is not None}
+        return Measured(self.update(), self._examples.count, found)
 
     def save(self) -> bytes:
         """Return a checkpoint: everything that `resume` needs to go on as if nothing had happened."""
         numbers = np.array([self.steps, self._examples.count], np.int64)
         names = [np.frombuffer(raw, np.uint8) for raw in (self._job.basis, self._seed)]
+        reals = np.array([self._spent_s, *self._sums.values()])
         out = io.BytesIO()
-        np.savez(out, *names, numbers, np.float64(self._spent_s), *self._graph.buffers())
+        np.savez(out, *names, numbers, reals, *self._graph.buffers())
         return out.getvalue()
 
     def resume(self, checkpoint: bytes) -> bool:
         """Go on from a checkpoint; False, and nothing changed, where it is not one of this job with as many examples."""
         try:
             with np.load(io.BytesIO(checkpoint), allow_pickle=False) as saved:
-                basis, seed, numbers, spent, *buffers = (saved[name] for name in saved.files)
+                basis, seed, numbers, reals, *buffers = (saved[name] for name in saved.files)
         except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile):
             return False
         if basis.tobytes() != self._job.basis or int(numbers[1]) != self._examples.count:
             return False
         self._graph.fill(buffers)
-        self._seed, self._spent_s, self.steps, self._epoch = seed.tobytes(), float(spent), int(numbers[0]), -1
+        self._seed, self._spent_s, self.steps, self._epoch = seed.tobytes(), float(reals[0]), int(numbers[0]), -1
+        self._sums = dict(zip(self._sums, reals[1:].tolist(), strict=True))
         return True
 
 
@@ -155,6 +167,10 @@ class _StepGraph:
         run(self._session, self._bindings[self._turn])
         self._turn = 1 - self._turn
         return float(self._metrics[_LOSS].numpy())
+
+    def sums(self) -> dict[str, float]:
+        """Return the metric sums of the last step's batch, by name."""
+        return {name: float(value.numpy()) for name, value in self._metrics.items() if name != _LOSS}
 
     def parameters(self) -> list[Float32]:
         """Return the newest parameters, in plan order."""
@@ -239,9 +255,9 @@ class Evaluator:
 
 
 def _metrics(totals: Mapping[str, float]) -> Metrics:
-    weight = max(totals["@weight_sum"], 1e-12)
+    weight = max(totals[_WEIGHT_SUM], 1e-12)
     correct = totals.get("@correct_sum")
-    return Metrics(totals["@loss_sum"] / weight, None if correct is None else correct / weight, totals["@weight_sum"])
+    return Metrics(totals["@loss_sum"] / weight, None if correct is None else correct / weight, totals[_WEIGHT_SUM])
 
 
 def open_graph(graph: bytes, inputs: Sequence[Binding], outputs: Sequence[Binding], how: tuple[int, bool]) -> Any:

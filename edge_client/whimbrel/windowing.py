@@ -90,6 +90,8 @@ def one_window(device: Device, prepared: Prepared) -> Script[Outcome]:
     device.stage = Stage.JOIN
     yield from device.permission(cost_of(device, prepared.base))
     yield from device.be_known()
+    if not prepared.base.takes(prepared.record, device.state.policy):
+        return Outcome.STALE  # a new policy made another lane: the update is made anew for it
     device.in_window = True
     seat = yield from _join(device, prepared)
     try:

@@ -21,6 +21,7 @@ from whimbrel.device_policy import DevicePolicy
 from whimbrel.lifecycle import Lifecycle
 from whimbrel.records import DeviceState, UpdateState
 from whimbrel_protocol import messages as m
+from whimbrel_protocol.encoding import Measured
 from whimbrel_protocol.errors import Code
 from whimbrel_protocol.messages import Binding, PlanBody
 
@@ -113,7 +114,7 @@ class SimDevice:
         update = np.random.default_rng(number).normal(0, 0.01, 23).astype(np.float32)
         self.fleet.updates.append(update)
         self.trained.setdefault(action.job.header.version, []).append(update)
-        return Trained(1.0, 1, update)
+        return Trained(1.0, 1, Measured(update, 10, {}))
 
     def _assert_spent(self, action: Upload) -> None:
         tau0 = bytes.fromhex(action.path.split("/")[3])
