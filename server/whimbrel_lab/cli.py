@@ -42,6 +42,19 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0 if result["masked_equals_plain"] else 1
 
 
+def _window(arguments: argparse.Namespace) -> int:
+    from whimbrel_lab import big_window
+    from whimbrel_lab.world import WorldError
+
+    chosen = {name: getattr(arguments, name) for name in ("members", "parameters", "bits", "dropout", "seed")}
+    try:
+        print(json.dumps(big_window.run(big_window.Options(**chosen))))
+    except WorldError as error:
+        print(f"window: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 def _bench(arguments: argparse.Namespace) -> int:
     from whimbrel_lab import bench_kernels
 
@@ -74,6 +87,13 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the accuracy curve")
     demo.add_argument("--keep", action="store_true", help="keep the servers' and devices' directories")
     demo.set_defaults(run=_demo)
+    window = commands.add_parser("window", help="measure one window of many members with a large model over real HTTP")
+    window.add_argument("--members", type=_devices, default=128)
+    window.add_argument("--parameters", type=int, default=1_000_000)
+    window.add_argument("--bits", type=int, default=16)
+    window.add_argument("--dropout", type=_share, default=0.1)
+    window.add_argument("--seed", type=int, default=1)
+    window.set_defaults(run=_window)
     bench = commands.add_parser("bench", help="print speed ratios, each against its baseline in the same run")
     bench.set_defaults(run=_bench)
     return parser

@@ -18,8 +18,9 @@ import msgspec
 import numpy as np
 from whimbrel_server.settings import TaskSettings
 
-from whimbrel_lab import central, curve
-from whimbrel_lab.federation import Federation, Fleet
+from whimbrel_lab import central, curve, digits
+from whimbrel_lab.digits import Examples
+from whimbrel_lab.federation import Federation, Fleet, digits_job
 from whimbrel_lab.world import WorldError
 
 POLL_S = 0.2
@@ -95,7 +96,8 @@ def run(options: Options) -> dict[str, Any]:
     begin = time.monotonic()
     settings = msgspec.structs.replace(SETTINGS, rounds=options.rounds, seed=options.seed)
     scratch = Path(tempfile.mkdtemp(prefix="whimbrel-demo-"))
-    federation = Federation(scratch, settings, Fleet(options.devices, options.dropout, options.seed))
+    fleet = Fleet(options.devices, options.dropout, options.seed)
+    federation = Federation(scratch, settings, fleet, digits_job(fleet))
     try:
         result = _told(federation, options)
     finally:
@@ -108,14 +110,14 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def _told(federation: Federation, options: Options) -> dict[str, Any]:
-    count = len(federation.train)
-    print(f"central training of the same model on all {count} examples: ", end="", flush=True)
-    yardstick = central.central_accuracy(federation.model, federation.settings, federation.train, federation.test)
+    train, test = digits.load(options.seed)
+    print(f"central training of the same model on all {len(train)} examples: ", end="", flush=True)
+    yardstick = central.central_accuracy(federation.job.model, federation.settings, train, test)
     print(f"accuracy {yardstick:.3f}", flush=True)
     print("operator owns the authority: honest-but-curious", flush=True)
     print(f"starting an authority, a server and {options.devices} devices, each a process of its own ...", flush=True)
     federation.start()
-    accuracies = _watch(federation, options.rounds)
+    accuracies = _watch(federation, options.rounds, test)
     left = federation.settle(SETTLE_S)
     if left:
         print(f"{left} devices did not come back for their receipts within {SETTLE_S:.0f} s")
@@ -128,13 +130,13 @@ def _told(federation: Federation, options: Options) -> dict[str, Any]:
     return _closing(federation, options, accuracies, yardstick, stats)
 
 
-def _watch(federation: Federation, rounds: int) -> list[float]:
+def _watch(federation: Federation, rounds: int, test: Examples) -> list[float]:
     """Follow the task to its end and return each version's accuracy on the test examples, the untrained one first."""
     progress, accuracies, moved = Progress(rounds), list[float](), time.monotonic()
     while len(accuracies) <= rounds:
         versions = federation.versions()
         for version in versions[len(accuracies) :]:
-            accuracies.append(central.accuracy(federation.exported(version["version"]), federation.test))
+            accuracies.append(central.accuracy(federation.exported(version["version"]), test))
             moved = time.monotonic()
         if versions:
             progress.show(len(versions) - 1, accuracies[-1], versions[-1]["contributions"], federation.lost())
@@ -153,7 +155,7 @@ def _closing(
         print(f"NOT EXACT: {fault}")
     words = "is" if proof.holds else "IS NOT"
     print(f"each of {proof.windows} windows' sums {words} the plain sum of its survivors' updates, bit for bit")
-    parameters = sum(array.size for array in central.parameters_of(federation.model, federation.settings))
+    parameters = sum(array.size for array in central.parameters_of(federation.job.model, federation.settings))
     device_rounds = max(proof.survivors, 1) * parameters
     return {
         "rounds": options.rounds,

@@ -40,7 +40,7 @@ WATCH_S = 0.1
 
 @dataclass(frozen=True)
 class Spec:
-    """Where one device lives and what it suffers. `data` is an .npz file with `image` and `label`."""
+    """Where one device lives and what it suffers. `data` is an .npz file of arrays by input name, and `label`."""
 
     index: int
     url: str
@@ -66,7 +66,7 @@ def live(spec: Spec) -> None:
 async def _live(spec: Spec) -> None:
     def examples() -> Iterable[Mapping[str, np.ndarray[Any, Any]]]:
         with np.load(spec.data) as data:
-            yield {"image": data["image"], "@label": data["label"]}
+            yield {name: data[name] for name in data.files}
 
     policy = DevicePolicy(history=spec.history, backoff_min_s=0.5, backoff_max_s=3.0, window_patience_s=20.0, poll_s=5.0)
     device = Participant.open(

@@ -1,28 +1,31 @@
-"""The digits job on real processes: a world, its task, and a fleet of devices with uneven shares of the data.
+"""One job on real processes: a world, its task, and a fleet of devices, each with its part of the data.
 
-What belongs here: what the demo and the crash tests have in common. What does not: what a person sees (`demo.py`).
+What belongs here: what the demo, the crash tests and the measurements have in common. What does not: what a person sees.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from whimbrel.journal import inspect
 from whimbrel.records import UpdateState
 from whimbrel_server.settings import TaskSettings
 
 from whimbrel_lab import digits, faults, models
 from whimbrel_lab.device import Devices, Spec
-from whimbrel_lab.digits import Examples
 from whimbrel_lab.proof import Proof, prove
 from whimbrel_lab.world import World
 
-TASK = "digits"
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+TASK = "job"
 N_MIN = 8
 DIRICHLET = 0.3
 
@@ -39,37 +42,51 @@ class Fleet:
     linger_s: float = 1.0
 
 
-class Federation:
-    """A server at work on the digits with a fleet of device processes."""
+@dataclass(frozen=True)
+class Job:
+    """What is learned: an ONNX file, and for each device arrays by the model's input names and `label`."""
 
-    def __init__(self, directory: Path, settings: TaskSettings, fleet: Fleet) -> None:
-        self.settings, self.fleet = settings, fleet
-        self.train, self.test = digits.load(fleet.seed)
-        self.model = models.digits_cnn(fleet.seed).SerializeToString()
+    model: bytes
+    parts: tuple[Arrays, ...]
+    configuration: str = ""  # TOML that is appended to the server's own
+
+
+def digits_job(fleet: Fleet) -> Job:
+    """Return the demo's job: a small CNN, and the digits spread unevenly by Dirichlet(0.3) over labels."""
+    train, _ = digits.load(fleet.seed)
+    parts = digits.dirichlet_split(train, fleet.devices, DIRICHLET, fleet.seed)
+    arrays: list[Arrays] = [{"image": part.image, "label": part.label} for part in parts]
+    return Job(models.digits_cnn(fleet.seed).SerializeToString(), tuple(arrays))
+
+
+class Federation:
+    """A server at work on a job with a fleet of device processes."""
+
+    def __init__(self, directory: Path, settings: TaskSettings, fleet: Fleet, job: Job) -> None:
+        self.settings, self.fleet, self.job = settings, fleet, job
         self.world = World(directory)
         self.devices = Devices([])
         self._directory = directory
 
     def start(self) -> None:
         """Found the world, start it, create the task and start all devices."""
-        self.world.found(N_MIN)
+        self.world.found(N_MIN, self.job.configuration)
         self.world.start()
-        model = self._directory / "digits.onnx"
-        model.write_bytes(self.model)
+        model = self._directory / "model.onnx"
+        model.write_bytes(self.job.model)
         self.world.create_task(TASK, model, *_options(self.settings))
         self.devices = Devices(self._specs())
         self.devices.start()
 
     def _specs(self) -> list[Spec]:
-        fleet = self.fleet
-        parts = digits.dirichlet_split(self.train, fleet.devices, DIRICHLET, fleet.seed)
-        tokens = self.world.tokens(fleet.devices)
-        return [self._spec(index, token, part) for index, (token, part) in enumerate(zip(tokens, parts, strict=True))]
+        tokens = self.world.tokens(self.fleet.devices)
+        parts = enumerate(zip(tokens, self.job.parts, strict=True))
+        return [self._spec(index, token, part) for index, (token, part) in parts]
 
-    def _spec(self, index: int, token: str, part: Examples) -> Spec:
+    def _spec(self, index: int, token: str, part: Arrays) -> Spec:
         home = self._directory / f"device-{index:03d}"
         home.mkdir()
-        np.savez(home / "examples.npz", image=part.image, label=part.label)
+        np.savez(home / "examples.npz", **dict(part), allow_pickle=False)
         return Spec(
             index=index,
             url=self.world.url,

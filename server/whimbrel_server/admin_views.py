@@ -108,4 +108,5 @@ def window(record: WindowRecord, live: LiveWindow | None) -> View:
         "opened_at": record.opened_at,
         "closed_at": record.closed_at,
         "dropped": dict(live.run.dropped if live else record.dropped),
+        "durations": {name: round(spent, 3) for name, spent in live.run.durations.items()} if live else None,
     }

@@ -77,6 +77,7 @@ class WindowRun:
         self.collector = collector
         self.phase = Phase.SHARE
         self.counts: Counter[tuple[str, str]] = Counter()  # (message, accepted | repeated | rejected | discarded)
+        self.durations: dict[str, float] = {}  # phase -> seconds that it took
         self._limits = limits
         self._answers: dict[int, float] = {}  # member -> seconds into the phase
         self._gone: dict[int, float] = {}
@@ -96,6 +97,9 @@ class WindowRun:
             Phase.UNMASK: limits.unmask_s + limits.patience_s,  # late answers are welcome: the updates are spent
             Phase.ABORT: limits.patience_s,
         }
+        if phase is not self.phase:
+            name = self.phase.name.lower()
+            self.durations[name] = self.durations.get(name, 0.0) + now - self._began
         self.phase, self._began = phase, now
         self._ends = now + lengths[phase] if phase in lengths else None
         self._answers = {}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from whimbrel_lab.federation import Federation, Fleet
+from whimbrel_lab.federation import Federation, Fleet, digits_job
 from whimbrel_server.settings import TaskSettings
 
 ROUNDS = 4
@@ -35,7 +35,7 @@ SETTINGS = TaskSettings(
 @pytest.fixture
 def federation(tmp_path: Path) -> Iterator[Federation]:
     fleet = Fleet(DEVICES, dropout=0.1, seed=3, linger=("train", "mask", "unmask"), linger_s=0.8)
-    federation = Federation(tmp_path, SETTINGS, fleet)
+    federation = Federation(tmp_path, SETTINGS, fleet, digits_job(fleet))
     federation.start()
     yield federation
     federation.stop()
