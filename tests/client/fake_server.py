@@ -18,9 +18,10 @@ from whimbrel_protocol import messages as m
 from whimbrel_protocol import wire
 from whimbrel_protocol.collector import Collector
 from whimbrel_protocol.delta import LatticeTensor, delta, lattice_hash, quantise, snapshot
+from whimbrel_protocol.encoding import Encoding, Total, mean_metrics, mean_update, metric_lanes
 from whimbrel_protocol.errors import Code, ProtocolError, RuleError
 from whimbrel_protocol.forming import check_entry
-from whimbrel_protocol.objects import Certificate, CertificateRequest, CheckInBody, JoinEntry
+from whimbrel_protocol.objects import Certificate, CertificateRequest, CheckInBody, JoinEntry, VectorSpec
 from whimbrel_protocol.primitives import SigningKey
 from whimbrel_protocol.signed import CHAIN_START, MASKED, Plan, Policy, VersionHeader, chain_next, lane_hash
 from whimbrel_protocol.trust import fleet_of
@@ -69,6 +70,7 @@ class FakeServer:
         self.tickets: dict[bytes, tuple[bytes, int]] = {}
         self.joins: dict[bytes, bytes] = {}
         self.reports: list[m.Report] = []
+        self.metrics: dict[str, float] = {}
         self.body, self._names = body, [one.name for one in body.inputs if one.role == "param"]
         self.make_policy(1, **knobs.get("policy", {}))
         self.make_plan(1, **knobs.get("plan", {}))
@@ -88,8 +90,10 @@ class FakeServer:
 
     def make_plan(self, serial: int, **changes: Any) -> None:
         d = sum(int(np.prod(one.shape)) for one in self.body.inputs if one.role == "param")
-        values: dict[str, Any] = {"bits": 21, "n_max": 64, "weight_bits": 1, "d": d, "scale_min": 1.0, "scale_max": 2.0**20}
+        values: dict[str, Any] = {"bits": 21, "n_max": 64, "weight_bits": 1, "scale_min": 1.0, "scale_max": 2.0**20}
+        limb_bits = VectorSpec.make(values["bits"], values["n_max"], 1, 1.0, 1).limb_bits
         values |= {
+            "d": d + metric_lanes(self.body.metrics, limb_bits),
             "fleet": self.fleet,
             "serial": serial,
             "not_after": int(self.clock()) + 90 * DAY,
@@ -126,6 +130,10 @@ class FakeServer:
         self.done_by: set[bytes] = set()
 
     @property
+    def encoding(self) -> Encoding:
+        return Encoding.of(self.plan, self.body, self.header)
+
+    @property
     def lane(self) -> bytes:
         return lane_hash(
             fleet=self.fleet, task_id=TASK, plan=self.plan.signed_bytes(), version=self.version, model_hash=self.model_hash,
@@ -138,7 +146,9 @@ class FakeServer:
         sums = [w.collector.result for w in mine if w.collector.result is not None]
         if running or sum(one.count for one in sums) < self.wanted:
             return
-        mean = sum(one.values for one in sums) / (self.header.scale * sum(one.count for one in sums))
+        totals = [Total(s.values, s.count, s.weight_sum, w.collector.params.lane) for w, s in zip(mine, sums, strict=True)]
+        self.metrics = mean_metrics(self.encoding, totals)
+        mean = mean_update(self.encoding, totals)
         cuts = np.cumsum([array.size for array in self.master])[:-1]
         self.master = [a + b.reshape(a.shape) for a, b in zip(self.master, np.split(mean, cuts), strict=True)]
         self.version += 1

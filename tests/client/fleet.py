@@ -54,6 +54,7 @@ class SimDevice:
         self.files: dict[str, bytes] = {}
         self.settings = Settings(fleet.server.root.public, TOKEN, "sim", policy)
         self.trained: dict[int, list[Any]] = {}
+        self.measured: tuple[int, dict[str, float]] = (10, {})  # examples, and metrics by name
         self.deaths = 0
         self.actions: list[Action] = []
         self.life: Lifecycle
@@ -114,7 +115,7 @@ class SimDevice:
         update = np.random.default_rng(number).normal(0, 0.01, 23).astype(np.float32)
         self.fleet.updates.append(update)
         self.trained.setdefault(action.job.header.version, []).append(update)
-        return Trained(1.0, 1, Measured(update, 10, {}))
+        return Trained(1.0, 1, Measured(update, *self.measured))
 
     def _assert_spent(self, action: Upload) -> None:
         tau0 = bytes.fromhex(action.path.split("/")[3])
