@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class Job:
 
     model: bytes
     parts: tuple[Arrays, ...]
-    configuration: str = ""  # TOML that is appended to the server's own
+    settings: Mapping[str, str] = field(default_factory=dict)  # WHIMBREL_SECTION_KEY, for the server
 
 
 def digits_job(fleet: Fleet) -> Job:
@@ -64,13 +64,13 @@ class Federation:
 
     def __init__(self, directory: Path, settings: TaskSettings, fleet: Fleet, job: Job) -> None:
         self.settings, self.fleet, self.job = settings, fleet, job
-        self.world = World(directory)
+        self.world = World(directory, job.settings)
         self.devices = Devices([])
         self._directory = directory
 
     def start(self) -> None:
         """Found the world, start it, create the task and start all devices."""
-        self.world.found(N_MIN, self.job.configuration)
+        self.world.found(N_MIN)
         self.world.start()
         model = self._directory / "model.onnx"
         model.write_bytes(self.job.model)
@@ -149,9 +149,9 @@ class Federation:
 def _options(settings: TaskSettings) -> list[str]:
     """Return the command line of `task create` that says what differs from the defaults."""
     options = []
-    for field in msgspec.structs.fields(TaskSettings):
-        value = getattr(settings, field.name)
-        if value != field.default:
+    for setting in msgspec.structs.fields(TaskSettings):
+        value = getattr(settings, setting.name)
+        if value != setting.default:
             shown = ",".join(value) if isinstance(value, tuple) else value
-            options += [f"--{field.name.replace('_', '-')}", str(shown)]
+            options += [f"--{setting.name.replace('_', '-')}", str(shown)]
     return options

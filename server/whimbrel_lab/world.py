@@ -15,6 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,14 @@ def run(module: str, *words: object) -> str:
 class Service:
     """One long-running program of ours, its log in a file."""
 
-    def __init__(self, log: Path, words: list[str]) -> None:
-        self._words, self._log = words, log
+    def __init__(self, log: Path, words: list[str], settings: Mapping[str, str] | None = None) -> None:
+        self._words, self._log, self._environment = words, log, {**environment(), **(settings or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start the program; its output is appended to the log."""
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._words, env=environment(), stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(self._words, env=self._environment, stdout=log, stderr=log, start_new_session=True)
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -130,9 +131,12 @@ class Admin:
 
 
 class World:
-    """An authority and a server under one directory, with everything that a task needs to run."""
+    """An authority and a server under one directory, with everything that a task needs to run.
 
-    def __init__(self, directory: Path) -> None:
+    `settings` are environment variables for the server (WHIMBREL_SECTION_KEY).
+    """
+
+    def __init__(self, directory: Path, settings: Mapping[str, str] | None = None) -> None:
         self.directory = directory
         self.authority_dir, self.server_dir = directory / "authority", directory / "server"
         self.authority_port, self.device_port, self.admin_port = free_port(), free_port(), free_port()
@@ -142,17 +146,16 @@ class World:
         serve = command("whimbrel_authority.cli", "serve", self.authority_dir, "--port", self.authority_port)
         self.authority = Service(directory / "authority.log", serve)
         ports = ("--device-port", self.device_port, "--admin-port", self.admin_port)
-        self.server = Service(directory / "server.log", command("whimbrel_server.cli", "serve", self.server_dir, *ports))
+        serve = command("whimbrel_server.cli", "serve", self.server_dir, *ports)
+        self.server = Service(directory / "server.log", serve, settings)
 
-    def found(self, n_min: int, settings: str = "") -> None:
-        """Create the authority and the server's directory; `settings` is TOML that is appended to the server's file."""
+    def found(self, n_min: int) -> None:
+        """Create the authority and the server's directory."""
         printed = run("whimbrel_authority.cli", "init", self.authority_dir, "--n-min", n_min)
         self.root = dict(line.split(maxsplit=1) for line in printed.splitlines() if " " in line)["root"]
         policy = self.authority_dir / "policy.bin"
         url = f"http://127.0.0.1:{self.authority_port}"
         run("whimbrel_server.cli", "init", self.server_dir, "--root", self.root, "--policy", policy, "--authority", url)
-        with (self.server_dir / "whimbrel.toml").open("a") as file:
-            file.write("\n" + settings)
 
     def start(self) -> None:
         """Start both services and wait until they answer."""
