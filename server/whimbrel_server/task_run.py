@@ -161,11 +161,9 @@ class TaskRun:
         return [member for device, member in self.ready.items() if device not in self.in_window]
 
     def _nobody_else_comes(self, spare: int) -> bool:
-        """Whether no join can come: nobody trains and nobody will be asked (enough work, or the whole fleet was here)."""
-        if self.training or self.active >= self.wanted():
-            return not self.training
+        """Whether no join can come: nobody trains, nobody sleeps that could be asked, and the whole fleet was here."""
         fleet = self.wanted() if self.present_before is None else self.present_before
-        return spare == 0 and len(self.present) >= fleet
+        return not self.training and spare == 0 and len(self.present) >= fleet
 
     def verdict(self, spare: int) -> Verdict:
         """Whether the round is over; asked after `next_window` said none."""

@@ -133,7 +133,9 @@ class TestRounds:
         await refused(Code.OUT_OF_TURN, rounds.publish(version(2), [one, one]))
         await refused(Code.OUT_OF_TURN, rounds.publish(version(3), [one]))
         assert [v.version for v in await rounds.versions("digits")] == [1]
+        late = await finished(rounds, window("late"))
         await rounds.publish(version(2), [two, one])
+        await refused(Code.OUT_OF_TURN, rounds.publish(version(3), [late]))
         assert await rounds.version("digits", 2) == replace(version(2), windows=(two, one))
         await refused(Code.OUT_OF_TURN, rounds.publish(version(3), [one]))
         await refused(Code.OUT_OF_TURN, rounds.publish(version(2), []))

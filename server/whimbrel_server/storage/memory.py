@@ -98,8 +98,6 @@ class MemoryRounds:
             window = self._windows.get(tau0)
             if window is None or (window.state, window.task, window.version) != ("done", version.task, version.parent):
                 raise RuleError(Code.OUT_OF_TURN, f"window {tau0.hex()} is no finished window of version {version.parent}")
-            if window.applied_in is not None:
-                raise RuleError(Code.OUT_OF_TURN, f"window {tau0.hex()} was counted before")
         self._versions[version.task].append(replace(version, windows=tuple(windows)))
         for tau0 in windows:
             self._windows[tau0] = replace(self._windows[tau0], applied_in=version.version)
