@@ -39,7 +39,13 @@ DOORS = {
 # Parts of the server that stay pure: no library but these.
 PURE = {
     "whimbrel_server/engine.py": set(),
+    "whimbrel_server/task_run.py": set(),
+    "whimbrel_server/events.py": set(),
+    "whimbrel_server/pace.py": set(),
+    "whimbrel_server/timers.py": set(),
     "whimbrel_server/window_run.py": {"numpy"},
+    "whimbrel_server/window_effects.py": set(),
+    "whimbrel_server/window_restore.py": set(),
     "whimbrel_server/aggregate.py": {"numpy"},
     "whimbrel_server/compiler/": {"numpy", "onnx"},
     "whimbrel/lifecycle.py": {"numpy"},
