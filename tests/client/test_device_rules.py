@@ -386,15 +386,25 @@ def test_an_expired_token_is_replaced_by_a_check_in_and_the_call_is_made_again()
     assert len(sent(device, "/v1/check-in")) == 2
 
 
-def test_inside_a_window_the_app_is_not_asked_again() -> None:
+def test_inside_a_window_the_app_is_not_asked_again_not_even_for_a_new_token() -> None:
     fleet = Fleet(8)
-    device = fleet.devices[0]
+    server, device = fleet.server, fleet.devices[0]
+    route, refused = server._route, []
+
+    def strict(method: str, parts: list[str], message: Any, name: bytes) -> Any:
+        if parts[-1] == "u2" and name == device.state.device and not refused:
+            refused.append(name)
+            raise RuleError(Code.TOKEN_EXPIRED)
+        return route(method, parts, message, name)
+
+    server._route = strict  # type: ignore[method-assign]
     fleet.run_until(lambda: bool(device.state.task(TASK).contributions))
     asked = [action.cost.stage for action in device.actions if isinstance(action, Ask)]
     at = max(i for i, action in enumerate(device.actions) if isinstance(action, Ask) and action.cost.stage == "window")
     after = device.actions[at + 1 :]
     assert asked[-1] == "window" and not [action for action in after if isinstance(action, Ask)]
-    assert any(action.path.endswith("/unmask") for action in after if isinstance(action, Send))
+    calls = [action.path for action in after if isinstance(action, Send)]
+    assert "/v1/check-in" in calls and any(path.endswith("/unmask") for path in calls)
 
 
 # --- backing off ------------------------------------------------------------------------------------------------------

@@ -83,6 +83,7 @@ async def test_eight_devices_learn_over_http_and_each_sum_is_the_plain_sum(fake:
         assert window.collector.result.words == bytes(plain)
     resumed = [text for method, text in fake.requests if method == "PUT" and not text.endswith("from 0")]
     assert len(resumed) >= 3, "broken uploads begin where they broke"
+    assert fake.requests.count(("PUT", "masked from 0")) == 16, "and never send again what has arrived"
     assert any(text.startswith("blob from ") and not text.endswith(" 0") for _, text in fake.requests)
     async with device(fake, tmp_path, 0) as first:
         await until(first, lambda p: p.state.task(TASK).version == 3)
