@@ -9,6 +9,7 @@ from typing import Any
 
 from whimbrel_protocol.objects import Certificate, Params
 from whimbrel_protocol.rules import members_of
+from whimbrel_protocol.signed import VersionHeader
 
 from whimbrel_server import ended
 from whimbrel_server.events import TaskView
@@ -68,13 +69,17 @@ def task(record: TaskRecord, live: TaskView | None) -> View:
 
 
 def version(record: VersionRecord) -> View:
-    """One version."""
+    """One version; `metrics` are what its contributors reported, `clip` and `scale` what its own trainers are told."""
+    header = VersionHeader.decode(record.header)
     return {
         "version": record.version,
         "model_hash": record.model_hash.hex(),
         "parent": record.parent,
         "windows": [tau0.hex() for tau0 in record.windows],
         "contributions": record.contributions,
+        "metrics": dict(record.metrics),
+        "clip": header.clip,
+        "scale": header.scale,
         "published_at": record.published_at,
         "stage": record.stage,
         "chain_head": record.chain_head.hex(),

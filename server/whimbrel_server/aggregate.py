@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 from whimbrel_protocol import delta, wire
 from whimbrel_protocol.delta import Lattice
+from whimbrel_protocol.encoding import Encoding, Total, mean_metrics, mean_update
 from whimbrel_protocol.errors import Code, RuleError, WireError
 from whimbrel_protocol.messages import ModelDelta
 from whimbrel_protocol.signed import CHAIN_START, chain_next
@@ -38,12 +39,19 @@ _FARTHEST = 64
 
 @dataclass(frozen=True)
 class WindowTotal:
-    """A finished window: its U2's name, the hash of its sum, the sum of updates (int64 [d], lattice units), how many."""
+    """A finished window: its U2's name, the sum's hash, the sum of values (int64 [d]), how many, their weight, the lane."""
 
     tau1: bytes
     sum_sha256: bytes
     values: Int64
     count: int
+    weight_sum: int = 0
+    lane: bytes = b""
+
+    @property
+    def total(self) -> Total:
+        """What the encoding makes means of."""
+        return Total(self.values, self.count, self.weight_sum, self.lane)
 
 
 @dataclass(frozen=True)
@@ -62,25 +70,14 @@ class ModelState:
 class Published:
     """A version with its encoded blobs: the snapshot, and deltas by the version that they start from.
 
-    `update_norm` is the L2 norm of the server's step.
+    `update_norm` is the L2 norm of the server's step, `metrics` the means that its contributors reported.
     """
 
     state: ModelState
     snapshot: bytes
     deltas: dict[int, bytes]
     update_norm: float
-
-
-def mean_update(sums: Sequence[WindowTotal], scale: float) -> Float64:
-    """The mean of all updates in `sums`, float64 [d] in parameter units; `scale` is the spec's.
-
-    Raises RuleError SHORTAGE where there is none.
-    """
-    count = sum(window.count for window in sums)
-    if count == 0:
-        raise RuleError(Code.SHORTAGE, "a version needs at least one contribution")
-    total = np.sum([window.values for window in sums], axis=0, dtype=np.int64)
-    return np.asarray(total / (scale * count))
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def first_version(parameters: Mapping[str, Float32]) -> Published:
@@ -99,22 +96,28 @@ def first_version(parameters: Mapping[str, Float32]) -> Published:
 
 
 def next_version(
-    previous: ModelState, sums: Sequence[WindowTotal], settings: TaskSettings, older: Mapping[int, Lattice]
+    previous: ModelState,
+    sums: Sequence[WindowTotal],
+    encoding: Encoding,
+    settings: TaskSettings,
+    older: Mapping[int, Lattice],
 ) -> Published:
     """The version after `previous`: FedAvg with the server's learning rate on the mean of the windows' updates.
 
-    `sums` are the windows applied, in order (none: the same parameters under a new name); `older` the lattices of
-    `wanted_deltas` that are at hand. Source: Reddi et al. 2021, "Adaptive Federated Optimization", algorithm 1 with plain
-    SGD on the server.
+    `sums` are the windows applied, in order (none: the same parameters under a new name), `encoding` is that of `previous`,
+    `older` the lattices of `wanted_deltas` that are at hand. Source: Reddi et al. 2021, "Adaptive Federated Optimization",
+    algorithm 1 with plain SGD on the server.
     """
-    step = settings.server_lr * mean_update(sums, settings.scale) if sums else np.zeros_like(previous.master)
+    totals = [window.total for window in sums]
+    step = settings.server_lr * mean_update(encoding, totals) if sums else np.zeros_like(previous.master)
     master = previous.master + step
     lattice = _lattice(master, previous.shapes, _next_exponents(previous, master, step, settings.step_fraction))
     model_hash, version = delta.lattice_hash(lattice), previous.version + 1
     windows = [(window.tau1, window.sum_sha256) for window in sums]
     head = chain_next(previous.chain_head, version, model_hash, windows)
     state = ModelState(version, previous.shapes, master, lattice, model_hash, head)
-    return _published(state, {**older, previous.version: previous.lattice}, float(np.linalg.norm(step)))
+    made = _published(state, {**older, previous.version: previous.lattice}, float(np.linalg.norm(step)))
+    return replace(made, metrics=mean_metrics(encoding, totals))
 
 
 def wanted_deltas(version: int) -> tuple[int, ...]:

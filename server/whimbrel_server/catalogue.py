@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from whimbrel_protocol import messages as m
 from whimbrel_protocol import wire
 from whimbrel_protocol.delta import Lattice
+from whimbrel_protocol.encoding import Encoding
 from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.objects import VectorSpec
 from whimbrel_protocol.packing import decode_sum
@@ -20,7 +21,7 @@ from whimbrel_protocol.signed import Plan, Policy, VersionHeader, lane_hash
 from whimbrel_protocol.transcript import tau1_of
 from whimbrel_protocol.trust import accept_plan
 
-from whimbrel_server import aggregate, plans
+from whimbrel_server import aggregate, headers, plans
 from whimbrel_server.aggregate import ModelState, Published, WindowTotal
 from whimbrel_server.fleet import Fleet
 from whimbrel_server.settings import TaskSettings
@@ -36,14 +37,25 @@ class LiveTask:
     name: str
     settings: TaskSettings
     plan: Plan
+    body: m.PlanBody
     plan_ref: m.BlobRef
     version: VersionRecord
     model: ModelState
 
     @property
+    def header(self) -> VersionHeader:
+        """What the current version is trained with."""
+        return VersionHeader.decode(self.version.header)
+
+    @property
+    def encoding(self) -> Encoding:
+        """How the updates of the current version are encoded."""
+        return Encoding.of(self.plan, self.body, self.header)
+
+    @property
     def spec(self) -> VectorSpec:
         """The vector spec of the current version."""
-        return self.plan.spec(VersionHeader.decode(self.version.header).scale)
+        return self.plan.spec(self.header.scale)
 
     def lane(self, policy: bytes) -> bytes:
         """The lane of the current version under a policy (its bytes as signed)."""
@@ -107,11 +119,13 @@ class Catalogue:
             lambda: aggregate.first_version(plans.first_parameters(source, settings))
         )
         plan_sha256 = await self._blobs.put(signed)
-        version = await self._version_record(plan, settings, first, (), 0, now)
+        header = headers.first_header(settings, first.state.master.size)
+        version = await self._version_record(plan, header, first, (), now)
         await self._rounds.sign_task(name, plan_sha256, version)
         self.served |= {plan_sha256, *_fetched(version)}
         ref = m.BlobRef(plan_sha256, len(signed))
-        task = self.live[name] = LiveTask(name, settings, plan, ref, version, first.state)
+        body = wire.decode(plan.body, m.PlanBody)
+        task = self.live[name] = LiveTask(name, settings, plan, body, ref, version, first.state)
         return task
 
     async def record(self, name: str) -> TaskRecord:
@@ -134,7 +148,8 @@ class Catalogue:
         """Bring a task back as it was published last. Raises RuleError DATA_DAMAGED or UNKNOWN_BLOB."""
         signed = await self._blobs.get(record.plan_sha256)
         plan = Plan.decode(signed)
-        shapes = plans.shapes(wire.decode(plan.body, m.PlanBody))
+        body = wire.decode(plan.body, m.PlanBody)
+        shapes = plans.shapes(body)
         master, snapshot = await self._blobs.get(version.master), await self._blobs.get(version.snapshot)
         model = await self._workers.pinned(version.snapshot).run(
             lambda: aggregate.load_state(version.version, shapes, master, snapshot, version.chain_head)
@@ -145,7 +160,7 @@ class Catalogue:
         for each in await self._rounds.versions(record.name):
             self.served |= _fetched(each)
         settings, ref = TaskSettings.from_json(record.settings), m.BlobRef(record.plan_sha256, len(signed))
-        task = self.live[record.name] = LiveTask(record.name, settings, plan, ref, version, model)
+        task = self.live[record.name] = LiveTask(record.name, settings, plan, body, ref, version, model)
         return task
 
     async def _lattice(self, version: VersionRecord, shapes: Mapping[str, tuple[int, ...]]) -> Lattice:
@@ -160,12 +175,11 @@ class Catalogue:
         totals = [await self._total(task, window) for window in windows]
         older = await self._older(task)
         made = await self._workers.pinned(task.version.snapshot).run(
-            lambda: aggregate.next_version(task.model, totals, task.settings, older)
+            lambda: aggregate.next_version(task.model, totals, task.encoding, task.settings, older)
         )
-        contributions = sum(window.count for window in windows)
-        names = tuple(window.tau0 for window in windows)
-        version = await self._version_record(task.plan, task.settings, made, names, contributions, now)
-        await self._rounds.publish(version, names)
+        header = headers.next_header(task.settings, task.header, made.metrics, made.state.master.size)
+        version = await self._version_record(task.plan, header, made, windows, now)
+        await self._rounds.publish(version, version.windows)
         self.served |= _fetched(version)
         task.version, task.model = version, made.state
         return task
@@ -175,7 +189,8 @@ class Catalogue:
             raise RuleError(Code.OUT_OF_TURN, f"window {window.tau0.hex()} has no sum")
         words = await self._blobs.get(window.sum_sha256)
         total = await self._workers.pinned(window.tau0).run(lambda: decode_sum(task.spec, words, window.count))
-        return WindowTotal(tau1_of(window.tau0, window.u2), window.sum_sha256, total.values, total.count)
+        names = (tau1_of(window.tau0, window.u2), window.sum_sha256)
+        return WindowTotal(*names, total.values, total.count, total.weight_sum, window.lane)
 
     async def _older(self, task: LiveTask) -> dict[int, Lattice]:
         found = {task.model.version: task.model.lattice}
@@ -186,9 +201,9 @@ class Catalogue:
         return found
 
     async def _version_record(
-        self, plan: Plan, settings: TaskSettings, made: Published, windows: tuple[bytes, ...], contributions: int, now: float
+        self, plan: Plan, told: VersionHeader, made: Published, windows: Sequence[WindowRecord], now: float
     ) -> VersionRecord:
-        state, header = made.state, settings.header(made.state.version).encode()
+        state, header = made.state, told.encode()
         record = VersionRecord(
             task=plan.task,
             version=state.version,
@@ -200,8 +215,9 @@ class Catalogue:
             snapshot=await self._blobs.put(made.snapshot),
             master=await self._blobs.put(aggregate.encode_master(state.master)),
             published_at=now,
-            windows=windows,
-            contributions=contributions,
+            windows=tuple(window.tau0 for window in windows),
+            contributions=sum(window.count for window in windows),
+            metrics=made.metrics,
         )
         return replace(record, deltas={number: await self._blobs.put(data) for number, data in made.deltas.items()})
 

@@ -97,7 +97,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         text = getattr(arguments, field.name)
         if text is None:
             continue
-        value = text.split(",") if field.name == "train" else text
+        value = text.split(",") if isinstance(field.default, tuple) else text
         try:
             given[field.name] = msgspec.convert(value, field.type, strict=False)
         except msgspec.ValidationError as error:

@@ -15,19 +15,18 @@ import numpy as np
 import onnx
 from whimbrel_protocol import wire
 from whimbrel_protocol.delta import compress
+from whimbrel_protocol.encoding import LIGHTEST
 from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.messages import Binding, PlanBody
 from whimbrel_protocol.signed import MASKED, Plan
 
-from whimbrel_server import compiler
+from whimbrel_server import compiler, headers
 from whimbrel_server.settings import TaskSettings
 
 logger = logging.getLogger("whimbrel.plans")
 
 Parameters = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 
-# The count lane and an update's weight of one; examples as weights need more bits.
-WEIGHT_BITS = 1
 _LIFE_S = 365 * 86_400
 _LOSSES: dict[str, Literal["cross_entropy", "mse"]] = {
     "softmax_cross_entropy": "cross_entropy",
@@ -53,6 +52,8 @@ def draft(model: bytes, settings: TaskSettings, fleet: bytes, task: str, now: in
         raise RuleError(Code.MODEL_REFUSED, f"the model is not valid: {type(error).__name__}: {error}") from error
     if not step.parameters or any(parameter.dtype != np.float32 for parameter in step.parameters):
         raise RuleError(Code.MODEL_REFUSED, "the weights that are trained must be float32, and there must be some")
+    if "accuracy" in settings.metrics and "@correct_sum" not in {binding.name for binding in step.outputs}:
+        raise RuleError(Code.CONFIGURATION, f"the metric accuracy is not counted with the loss {settings.loss}")
     count = sum(math.prod(parameter.shape) for parameter in step.parameters)
     return _plan(settings, fleet, task, now, count, wire.encode(body))
 
@@ -104,6 +105,7 @@ def _step_spec(settings: TaskSettings) -> compiler.StepSpec:
 
 
 def _plan_body(step: compiler.TrainStep, evaluation: compiler.EvalStep, settings: TaskSettings) -> PlanBody:
+    clip_min, clip_max = headers.clip_range(settings)
     return PlanBody(
         loss=settings.loss,
         batch=settings.batch,
@@ -113,8 +115,14 @@ def _plan_body(step: compiler.TrainStep, evaluation: compiler.EvalStep, settings
         outputs=_bindings(step.outputs),
         eval_inputs=_bindings(evaluation.inputs),
         eval_outputs=_bindings(evaluation.outputs),
-        min_examples=settings.min_examples,
+        # Whoever weighs less than a quarter could not join, so it need not train.
+        min_examples=max(settings.min_examples, -(-settings.weight_max // LIGHTEST)),
         operators=step.operators,
+        metrics=headers.metrics_of(settings),
+        rotate=settings.rotate,
+        weight_max=settings.weight_max,
+        clip_min=clip_min,
+        clip_max=clip_max,
     )
 
 
@@ -123,6 +131,7 @@ def _bindings(bindings: Iterable[compiler.Binding]) -> tuple[Binding, ...]:
 
 
 def _plan(settings: TaskSettings, fleet: bytes, task: str, now: int, count: int, body: bytes) -> Plan:
+    scale_min, scale_max = headers.scale_range(settings, count)
     return Plan(
         fleet=fleet,
         serial=now,
@@ -130,10 +139,10 @@ def _plan(settings: TaskSettings, fleet: bytes, task: str, now: int, count: int,
         flags=MASKED if settings.masked else 0,
         bits=settings.bits,
         n_max=settings.n_max,
-        weight_bits=WEIGHT_BITS,
-        d=count,
-        scale_min=settings.scale,
-        scale_max=settings.scale,
+        weight_bits=headers.weight_bits(settings),
+        d=headers.values_of(settings, count),
+        scale_min=scale_min,
+        scale_max=scale_max,
         task=task,
         body=body,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import frexp
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -25,6 +25,9 @@ NotNegative = Annotated[float, Meta(ge=0, le=1e30)]
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
 
 WORD_BYTES = 8
+
+# The contract's greatest clip bound.
+CLIP_MOST = 2.0**40
 
 # A window opens only if this many members more than expected may drop out of it (masking protocol, section 1.9).
 SPARE = 2
@@ -56,8 +59,13 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     A round wants `contributions` (N) and is content with `contributions_min` at its deadline (0: three quarters of N); windows
     have `window` members (K) or more. `rounds` is the number of versions to publish after the first (0: no end). An output ""
-    is the model's only one; `train` are patterns of parameter names. `scale` is the lattice of the updates (a power of two),
-    `step_fraction` that of the published parameters, as a fraction of the size of an update.
+    is the model's only one; `train` are patterns of parameter names.
+
+    An update is clipped to the L2 norm `clip` (0: not), rotated, and rounded to the lattice of `scale` steps a unit: a power of
+    two, or 0 to let it follow from the clip bound. With a `clip_quantile` the bound moves from version to version towards that
+    quantile of the norms, at most by a factor of `clip_span`. `weight_max` is the number of examples that gives full weight (0:
+    all updates weigh the same). `metrics` are means that devices report; like weights they carry no noise. `step_fraction` is
+    the lattice of the published parameters, as a fraction of the size of an update.
     """
 
     loss: str = "softmax_cross_entropy"
@@ -86,6 +94,10 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     mu: NotNegative = 0.0
     weight_decay: NotNegative = 0.0
     clip: NotNegative = 0.0
+    clip_quantile: Fraction = 0.0
+    clip_rate: Annotated[float, Meta(ge=0, le=2)] = 0.2
+    clip_span: Annotated[float, Meta(ge=1, le=1e6)] = 64.0
+    weight_max: Whole = 0
     min_examples: Count = 1
     seed: Whole = 0
 
@@ -93,9 +105,14 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     step_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.25
 
     masked: bool = True
-    bits: Annotated[int, Meta(ge=8, le=32)] = 21
+    bits: Annotated[int, Meta(ge=8, le=32)] = 16
+    rotate: bool = True
     n_max: Annotated[int, Meta(ge=2, le=1024)] = 64
-    scale: Positive = 4096.0
+    scale: NotNegative = 2048.0
+
+    metrics: tuple[Literal["loss", "accuracy"], ...] = ()
+    metric_bits: Annotated[int, Meta(ge=1, le=32)] = 16
+    loss_max: Annotated[float, Meta(gt=0, le=1e9)] = 16.0
 
     share_s: Seconds = 5.0
     mask_s: Seconds = 5.0
@@ -129,7 +146,7 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return float(self.lr * self.lr_decay ** max(0, version - self.decay_after))
 
     def header(self, version: int) -> VersionHeader:
-        """All that a device is told to train `version` with; it is part of the lane."""
+        """All that a device is told to train `version` with, clip bound and scale as they start (see `headers.py`)."""
         rates = {"lr": self.learning_rate(version), "momentum": self.momentum, "mu": self.mu}
         steps = {"epochs": self.epochs, "max_steps": self.max_steps, "time_budget_ms": 0, "seed": self.seed, "flags": 0}
         reals = {"scale": self.scale, "clip": self.clip, "weight_decay": self.weight_decay}
@@ -164,11 +181,22 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise RuleError(Code.CONFIGURATION, f"{self.contributions} contributions do not fill a window of {self.window}")
         if self.least_contributions > self.contributions:
             raise RuleError(Code.CONFIGURATION, "contributions_min is above contributions")
-        if frexp(self.scale)[0] != 0.5:
-            raise RuleError(Code.CONFIGURATION, f"the scale {self.scale} is not a power of two")
+        self._check_encoding()
         if not self.masked:
             raise RuleError(Code.CONFIGURATION, "windows without masks are not served: leave `masked` on")
         try:
-            VectorSpec.make(self.bits, self.n_max, 1, self.scale, 1)
+            VectorSpec.make(self.bits, self.n_max, 1, 1.0, 1)
         except ProtocolError as error:
             raise RuleError(Code.CONFIGURATION, f"bits {self.bits} with n_max {self.n_max}: {error.detail}") from error
+
+    def _check_encoding(self) -> None:
+        if self.scale and frexp(self.scale)[0] != 0.5:
+            raise RuleError(Code.CONFIGURATION, f"the scale {self.scale} is not a power of two")
+        if not self.scale and not self.clip:
+            raise RuleError(Code.CONFIGURATION, "the scale 0 follows from the clip bound: set `clip`, or a scale")
+        if self.clip_quantile and (self.scale or not self.clip):
+            raise RuleError(Code.CONFIGURATION, "clip_quantile needs a `clip` to start from, and `scale` 0 to follow it")
+        if self.clip * (self.clip_span if self.clip_quantile else 1) > CLIP_MOST:
+            raise RuleError(Code.CONFIGURATION, f"no clip bound may ever exceed {CLIP_MOST}")
+        if len(set(self.metrics)) != len(self.metrics):
+            raise RuleError(Code.CONFIGURATION, "a metric is named twice")

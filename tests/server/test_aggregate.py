@@ -9,16 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from whimbrel_protocol import delta, wire
+from whimbrel_protocol.encoding import Encoding, mean_update
 from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_protocol.messages import ModelDelta
+from whimbrel_protocol.objects import VectorSpec
 from whimbrel_protocol.signed import chain_next
 from whimbrel_server import aggregate
 from whimbrel_server.aggregate import ModelState, Published, WindowTotal
 from whimbrel_server.settings import TaskSettings
 
-SETTINGS = TaskSettings(scale=2.0**12, server_lr=1.0, step_fraction=0.25)
+SETTINGS = TaskSettings(server_lr=1.0, step_fraction=0.25)
+SCALE = 2.0**12
 SHAPES = {"w": (40, 30), "b": (30,), "v": (30, 10)}
 D = 40 * 30 + 30 + 300
+ENCODING = Encoding(VectorSpec.make(32, 64, D, SCALE, 1))
 
 
 def start(seed: int = 0) -> Published:
@@ -37,51 +41,39 @@ def rounds(number: int, size: float = 0.01, seed: int = 1, keep: int = 10) -> li
     rng = np.random.default_rng(seed)
     made = [start()]
     for v in range(1, number):
-        values = np.rint(rng.normal(0, size / v, D) * SETTINGS.scale * 20).astype(np.int64)
+        values = np.rint(rng.normal(0, size / v, D) * SCALE * 20).astype(np.int64)
         older = {p.state.version: p.state.lattice for p in made[-keep:]}
-        made.append(aggregate.next_version(made[-1].state, [window(values, 20)], SETTINGS, older))
+        made.append(aggregate.next_version(made[-1].state, [window(values, 20)], ENCODING, SETTINGS, older))
     return made
 
 
 class TestMean:
-    def test_the_mean_is_that_of_all_updates_whatever_their_windows(self) -> None:
-        rng = np.random.default_rng(3)
-        updates = rng.integers(-1000, 1000, (30, 8))
-        halves = [window(updates[:13].sum(0), 13), window(updates[13:].sum(0), 17)]
-        expected = updates.mean(0) / 2.0**12
-        assert np.allclose(aggregate.mean_update(halves, 2.0**12), expected, rtol=0, atol=1e-15)
-        assert np.array_equal(aggregate.mean_update(halves[::-1], 2.0**12), aggregate.mean_update(halves, 2.0**12))
-
     def test_large_sums_do_not_overflow(self) -> None:
+        encoding = Encoding(VectorSpec.make(32, 2, 4, 1.0, 1))
         values = np.full(4, 2**31 - 1, np.int64)
-        mean = aggregate.mean_update([window(values, 2**20)] * 1000, 1.0)
+        mean = mean_update(encoding, [window(values, 2**20).total] * 1000)
         assert np.allclose(mean, (2**31 - 1) / 2**20, rtol=1e-12)
-
-    def test_no_contribution_makes_no_version(self) -> None:
-        with pytest.raises(ProtocolError) as caught:
-            aggregate.mean_update([], 1.0)
-        assert caught.value.code is Code.SHORTAGE
 
 
 class TestVersions:
     def test_the_master_moves_by_the_servers_rate_times_the_mean(self) -> None:
         first = start().state
         values = np.arange(D, dtype=np.int64) - D // 2
-        halved = TaskSettings(scale=2.0**12, server_lr=0.5)
-        after = aggregate.next_version(first, [window(values, 10)], halved, {})
+        halved = TaskSettings(server_lr=0.5)
+        after = aggregate.next_version(first, [window(values, 10)], ENCODING, halved, {})
         assert np.allclose(after.state.master, first.master + 0.5 * values / 10 / 2.0**12, rtol=0, atol=1e-15)
         assert after.update_norm == pytest.approx(float(np.linalg.norm(0.5 * values / 10 / 2.0**12)))
 
     def test_what_rounding_leaves_is_not_lost(self) -> None:
         """Updates far below half a published step still move the published model, because the master keeps them."""
         state = start().state
-        tiny = TaskSettings(scale=2.0**30, step_fraction=1.0)
+        tiny, fine = TaskSettings(step_fraction=1.0), Encoding(VectorSpec.make(32, 64, D, 2.0**30, 1))
         fixed = ModelState(1, state.shapes, state.master, state.lattice, state.model_hash, state.chain_head)
         steps = [2.0**t.exponent for t in state.lattice]
         values = np.full(D, round(0.3 * min(steps) * 2**30), np.int64)
         now = fixed
         for _ in range(10):
-            now = aggregate.next_version(now, [window(values, 1)], tiny, {}).state
+            now = aggregate.next_version(now, [window(values, 1)], fine, tiny, {}).state
         moved = np.concatenate([v.ravel() for v in aggregate.parameters(now).values()]) - state.master
         assert np.all(np.abs(moved - 10 * values / 2.0**30) <= 0.5 * max(2.0**t.exponent for t in now.lattice) + 1e-12)
         assert float(moved.min()) > 0
@@ -106,23 +98,23 @@ class TestVersions:
     def test_a_parameter_that_outgrows_its_step_gets_a_larger_one_and_no_delta(self) -> None:
         state = start().state
         huge = np.full(D, 2**40, np.int64)
-        after = aggregate.next_version(state, [window(huge, 1)], SETTINGS, {})
+        after = aggregate.next_version(state, [window(huge, 1)], ENCODING, SETTINGS, {})
         assert aggregate.parameters(after.state)["w"][0, 0] == pytest.approx(2.0**28, rel=1e-6)
         assert after.deltas == {}
 
     def test_without_a_window_only_the_name_is_new(self) -> None:
         state = rounds(3)[-1].state
-        after = aggregate.next_version(state, [], SETTINGS, {})
+        after = aggregate.next_version(state, [], ENCODING, SETTINGS, {})
         assert (after.state.model_hash, after.state.version, after.update_norm) == (state.model_hash, 4, 0.0)
         assert after.state.chain_head == chain_next(state.chain_head, 4, state.model_hash, [])
 
     def test_the_chain_names_every_window_in_order(self) -> None:
         state = start().state
         one, two = window(np.ones(D, np.int64), 3, "one"), window(np.ones(D, np.int64), 4, "two")
-        after = aggregate.next_version(state, [one, two], SETTINGS, {}).state
+        after = aggregate.next_version(state, [one, two], ENCODING, SETTINGS, {}).state
         names = [(one.tau1, one.sum_sha256), (two.tau1, two.sum_sha256)]
         assert after.chain_head == chain_next(state.chain_head, 2, after.model_hash, names)
-        swapped = aggregate.next_version(state, [two, one], SETTINGS, {}).state
+        swapped = aggregate.next_version(state, [two, one], ENCODING, SETTINGS, {}).state
         assert (swapped.model_hash, swapped.chain_head != after.chain_head) == (after.model_hash, True)
 
 

@@ -27,7 +27,7 @@ CREATE TABLE versions (
     task TEXT NOT NULL REFERENCES tasks, version INTEGER NOT NULL, model_hash BLOB NOT NULL, parent INTEGER NOT NULL,
     header BLOB NOT NULL, chain_head BLOB NOT NULL, lane BLOB NOT NULL, snapshot BLOB NOT NULL, master BLOB NOT NULL,
     published_at REAL NOT NULL, deltas TEXT NOT NULL, contributions INTEGER NOT NULL, stage TEXT NOT NULL,
-    PRIMARY KEY (task, version)) WITHOUT ROWID;
+    metrics TEXT NOT NULL, PRIMARY KEY (task, version)) WITHOUT ROWID;
 CREATE TABLE assignments (
     id BLOB PRIMARY KEY, device BLOB NOT NULL, task TEXT NOT NULL REFERENCES tasks, version INTEGER NOT NULL,
     expires REAL NOT NULL) WITHOUT ROWID;

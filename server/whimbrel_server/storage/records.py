@@ -62,7 +62,10 @@ class TaskRecord:
 
 @dataclass(frozen=True)
 class VersionRecord:
-    """One published state of a task's parameters. `snapshot`, `master` and the values of `deltas` are hashes of blobs."""
+    """One published state of a task's parameters. `snapshot`, `master` and the values of `deltas` are hashes of blobs.
+
+    `metrics` are means over the contributors, as they measured them from the version before.
+    """
 
     task: str
     version: int
@@ -78,6 +81,7 @@ class VersionRecord:
     windows: tuple[bytes, ...] = ()
     contributions: int = 0
     stage: str = "candidate"
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

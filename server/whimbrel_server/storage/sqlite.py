@@ -288,8 +288,9 @@ def _log(db: sqlite3.Connection, tau0: bytes, event: EventRecord) -> None:
 def _insert_version(db: sqlite3.Connection, v: VersionRecord) -> None:
     deltas = json.dumps({number: sha256.hex() for number, sha256 in v.deltas.items()})
     hashes = (v.header, v.chain_head, v.lane, v.snapshot, v.master)
-    values = (v.task, v.version, v.model_hash, v.parent, *hashes, v.published_at, deltas, v.contributions, v.stage)
-    db.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+    numbers = (v.published_at, deltas, v.contributions, v.stage, json.dumps(dict(v.metrics)))
+    values = (v.task, v.version, v.model_hash, v.parent, *hashes, *numbers)
+    db.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
 
 
 def _apply_window(db: sqlite3.Connection, version: VersionRecord, tau0: bytes, position: int) -> None:
@@ -373,7 +374,7 @@ def _record(record: type[R], row: sqlite3.Row, **more: Any) -> R:
 
 def _value(column: str, value: Any) -> Any:
     """A column's value as its record holds it."""
-    if column in ("settings", "dropped"):
+    if column in ("settings", "dropped", "metrics"):
         return json.loads(value)
     if column == "deltas":
         return {int(number): bytes.fromhex(sha256) for number, sha256 in json.loads(value).items()}
