@@ -191,10 +191,11 @@ class LiveWindow:
             "quorum": self.run.quorum,
             "done": self.run.done,
         }
+        # Once a call: waking up is no sign of life, since the connection may have broken meanwhile (see `lost`).
+        self.run.here(i)
         end = asyncio.get_running_loop().time() + seconds
         while True:
             mark = self._services.signal.mark(self.tau0)
-            self.run.here(i)
             found = ask[phase]()
             left = end - asyncio.get_running_loop().time()
             if found is not None:
