@@ -47,8 +47,10 @@ def task(name: str = "digits") -> TaskRecord:
 def version(number: int, name: str = "digits") -> VersionRecord:
     blobs = {"snapshot": h(f"snapshot{number}"), "master": h(f"master{number}")}
     deltas = {number - 1: h(f"delta{number}")} if number > 1 else {}
+    blobs["header"] = b"header"
+    means = {"loss": 0.1 / number}
     names = {"model_hash": h(f"m{number}"), "chain_head": h("chain"), "lane": h("lane")}
-    return VersionRecord(name, number, parent=number - 1, header=b"header", published_at=5.0, deltas=deltas, **names, **blobs)
+    return VersionRecord(name, number, parent=number - 1, published_at=5.0, deltas=deltas, metrics=means, **names, **blobs)
 
 
 def window(label: str, number: int = 1, opened_at: float = 10.0) -> WindowRecord:
