@@ -1,6 +1,6 @@
 """Known-answer files: reading them strictly, and counting what agrees.
 
-Here belongs what both formats of `replay.py` share and nothing that computes an answer.
+Here belongs what the formats of `replay.py` share and nothing that computes an answer.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Fields:
         """A list of integers within limits."""
         return [as_integer(each, self.path(key), least, greatest) for each in self.array(key)]
 
-    def hexes(self, key: str, size: int) -> list[bytes]:
+    def hexes(self, key: str, size: int | None = None) -> list[bytes]:
         """A list of byte strings of `size` bytes."""
         return [as_bytes(each, f"{self.path(key)}[{at}]", size) for at, each in enumerate(self.array(key))]
 
