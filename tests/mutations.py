@@ -1,9 +1,16 @@
-"""What an attacker, a broken disk or a bad line makes of a message: one to four small damages, from a seed."""
+"""What an attacker, a broken disk or a bad line makes of a message, from a seed: damaged bytes, or another value in a field."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields, replace
+from enum import IntEnum
 from random import Random
+from typing import Any
+
+from whimbrel_protocol.errors import WireError
+from whimbrel_protocol.messages import Message
+from whimbrel_protocol.wire import LIMITS, decode, encode
 
 Bytes = bytearray
 
@@ -65,3 +72,40 @@ def mutated(data: bytes, random: Random) -> bytes:
         if copy:
             random.choice(DAMAGES)(copy, random)
     return bytes(copy)
+
+
+def changed(data: bytes, random: Random) -> bytes:
+    """Return an encoded message that says something else than `data`: often well-formed, sometimes not even decodable."""
+    message: Any = decode(data, *LIMITS)
+    while True:
+        other = _field(message, random) if random.random() < 0.5 else mutated(data, random)
+        try:
+            if decode(other, *LIMITS) != message:
+                return other
+        except WireError:
+            return other
+
+
+def _field(message: Message, random: Random) -> bytes:
+    """The message with one field changed, encoded; as it was where the contract has no such value."""
+    name = random.choice([field.name for field in fields(message)])
+    try:
+        return encode(replace(message, **{name: _other(getattr(message, name), random)}))
+    except WireError:
+        return encode(message)
+
+
+def _other(value: Any, random: Random) -> Any:
+    if isinstance(value, bytes):
+        copy = bytearray(value or b"\0")
+        random.choice((_flip, _byte, _cut, _grow))(copy, random)
+        return bytes(copy)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, IntEnum):
+        return random.choice(list(type(value)))
+    if isinstance(value, int):
+        return random.choice((0, 1, value + 1, value - 1, random.randrange(1024), 2**63))
+    if isinstance(value, str):
+        return value[: random.randrange(len(value) + 1)] + random.choice(("", "\0", "é", "x" * 99))
+    return (value * 2)[: random.randrange(4)] if isinstance(value, tuple) else value

@@ -32,6 +32,14 @@ from tests.protocol.strategies import CLASSES, message
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "1000"))
 # Damages to each valid message: making one takes longer than parsing it.
 EACH = 40
+VOLLEYS = settings(
+    max_examples=max(1, math.ceil(EXAMPLES / EACH)),
+    deadline=None,
+    database=None,
+    derandomize="FUZZ_EXAMPLES" not in os.environ,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
 
 KEY = SigningKey(bytes(range(32)))
 
@@ -40,14 +48,7 @@ def fuzz(valid: st.SearchStrategy[bytes], parse: Callable[[bytes], object]) -> i
     """Throw EXAMPLES damaged messages at `parse`, which may raise nothing but ProtocolError; return how many were refused."""
     refused = 0
 
-    @settings(
-        max_examples=max(1, math.ceil(EXAMPLES / EACH)),
-        deadline=None,
-        database=None,
-        derandomize="FUZZ_EXAMPLES" not in os.environ,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+    @VOLLEYS
     @given(valid, st.integers(0, 2**64 - 1))
     def thrown(data: bytes, seed: int) -> None:
         nonlocal refused
