@@ -252,6 +252,29 @@ def check_certificate(message: Quorum, cohort: Cohort) -> None:
     check_all(CERTIFICATE_CHECKS, Proof(cohort.n, cohort.t, message.idx, signed))
 
 
+# --- BLAME --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Accusation:
+    """A BLAME for a member that masked under `tau1`; `survived`: whether its vector is in the sum."""
+
+    tau1: bytes
+    asked: bytes
+    survived: bool
+
+    def __str__(self) -> str:
+        return "in the sum" if self.survived else "not in the sum"
+
+
+# That this member revealed its shares before, and was not asked yet, is the state table's. What is told follows from the
+# member's own spec and masks: the server has no word in it, or it could ask for the masks of the update itself.
+BLAME_CHECKS: tuple[tuple[Code, Callable[[Accusation], bool]], ...] = (
+    (Code.BLAME_OTHER_WINDOW, lambda a: a.asked == a.tau1),
+    (Code.BLAME_NOT_SURVIVED, lambda a: a.survived),
+)
+
+
 # --- what the phases share --------------------------------------------------------------------------------------------
 
 Subject = TypeVar("Subject")

@@ -14,10 +14,23 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Self
 
+from whimbrel_protocol.blame import CANARY_BYTES, Fault, canary_faults
 from whimbrel_protocol.errors import Code, ProtocolError, RuleError
 from whimbrel_protocol.forming import choose_roster, window_params
 from whimbrel_protocol.masks import CIPHERTEXT_BYTES, SHARE_BYTES, WORD_BYTES
-from whimbrel_protocol.messages import U2, MaskedHead, Open, Quorum, Shares, Survivors, Unmask, Vote, VoteKind
+from whimbrel_protocol.messages import (
+    U2,
+    Blame,
+    CanaryMasks,
+    MaskedHead,
+    Open,
+    Quorum,
+    Shares,
+    Survivors,
+    Unmask,
+    Vote,
+    VoteKind,
+)
 from whimbrel_protocol.objects import JoinEntry, Params, VectorSpec
 from whimbrel_protocol.packing import WindowSum, decode_sum
 from whimbrel_protocol.primitives import verify
@@ -25,15 +38,19 @@ from whimbrel_protocol.rules import bitmap, members_of
 from whimbrel_protocol.signed import Policy
 from whimbrel_protocol.transcript import NO_TAU1, Cohort, shares_body, tau1_of, vote_body
 from whimbrel_protocol.trust import demand
-from whimbrel_protocol.unmask import Masked, masks_in_sum
+from whimbrel_protocol.unmask import Masked, Unmasking
 from whimbrel_protocol.window import SERVER, Machine, Outcome, ServerEvent, ServerState, Shortage
 
 
 @dataclass(frozen=True)
 class Arrived:
-    """Member `i`'s masked vector is complete and has the hash that it announced."""
+    """Member `i`'s masked vector is complete and has the hash that it announced.
+
+    `canaries` are its first and last word, 16 bytes; without them (empty) nobody can be blamed for a wrong canary.
+    """
 
     i: int
+    canaries: bytes = b""
 
 
 class Decision(Enum):
@@ -45,6 +62,7 @@ class Decision(Enum):
 
 
 Event = Shares | MaskedHead | Arrived | Vote | Unmask | Decision
+Input = Event | CanaryMasks
 
 
 class Collector:
@@ -58,17 +76,19 @@ class Collector:
         demand(len(self._entries) == params.n, Code.OPEN_COUNT)
         self.cohort = Cohort.of(params, roster, self._entries)
         self._machine = Machine(SERVER, ServerState.SHARE)
-        self._inputs: dict[tuple[str, int], Event] = {}
+        self._inputs: dict[tuple[str, int], Input] = {}
         self._events: list[Event] = []
         self._shares: dict[int, Shares] = {}
         self._heads: dict[int, MaskedHead] = {}
-        self._arrived: set[int] = set()
+        self._arrived: dict[int, bytes] = {}  # with their canary words
         self._votes: dict[VoteKind, dict[int, bytes]] = {VoteKind.COMMIT: {}, VoteKind.ABORT: {}}
         self._u2: tuple[int, ...] = ()
         self._u3: tuple[int, ...] = ()
         self._certificate: Quorum | None = None
         self.tau1 = b""
         self.responses: dict[int, Unmask] = {}
+        self.told: dict[int, CanaryMasks] = {}
+        self._unmasking: Unmasking | None = None
         self.result: WindowSum | None = None
 
     @classmethod
@@ -110,7 +130,7 @@ class Collector:
             case MaskedHead():
                 self.on_head(event)
             case Arrived():
-                self.on_vector(event.i)
+                self.on_vector(event.i, event.canaries)
             case Vote():
                 self.on_vote(event)
             case Unmask():
@@ -217,10 +237,11 @@ class Collector:
         demand(fits and message.i in present and present <= set(self._u2), Code.MASKED_MALFORMED)
         demand(verify("masked", self.cohort.keys[message.i], self.tau1, message.msig), Code.BAD_SIGNATURE)
 
-    def on_vector(self, i: int) -> None:
+    def on_vector(self, i: int, canaries: bytes = b"") -> None:
         """Note that member i's vector is complete and has the announced hash. Raises NO_SUCH_MEMBER without a head."""
-        self._take(ServerEvent.VECTOR, i, Arrived(i), lambda: demand(i in self._heads, Code.NO_SUCH_MEMBER, "no head"))
-        self._arrived.add(i)
+        arrived = Arrived(i, canaries)
+        self._take(ServerEvent.VECTOR, i, arrived, lambda: demand(i in self._heads, Code.NO_SUCH_MEMBER, "no head"))
+        self._arrived[i] = canaries
 
     def close_masked(self) -> tuple[int, ...]:
         """Fix the survivors and return them; again, the same.
@@ -317,15 +338,18 @@ class Collector:
     def finish(self, total: bytearray) -> WindowSum:
         """Unmask the sum of the survivors' masked vectors, in place, and check it; again, the same result.
 
-        `total` holds 8 * words bytes. Raises RuleError BAD_SHARES or SHORTAGE before anything is changed (the window
-        may wait for more answers), or SPOILED_SUM, which ends the window: a member's vector was wrong.
+        `total` holds 8 * words bytes. Wrong shares are corrected as far as there are answers enough; `faults` says whose
+        they are. Raises RuleError BAD_SHARES or SHORTAGE before anything is changed (the window may wait for more
+        answers), or SPOILED_SUM, which ends the window: a member's vector was wrong. No update is freed by either: shares
+        of all of them were revealed.
         """
         if self.result is not None:
             return self.result
         self._machine.demand(ServerEvent.SUMMED)
         demand(len(total) == WORD_BYTES * self.spec.words, Code.MASKED_MALFORMED, "size of the sum")
-        left = masks_in_sum(self._masked(), list(self.responses.values()))
-        left.apply(total)
+        self._unmasking = self._unmasking or Unmasking(self._masked())
+        self._unmasking.attempt(list(self.responses.values()))
+        self._unmasking.masks_in_sum().apply(total)
         try:
             self.result = decode_sum(self.spec, bytes(total), len(self._u3))
         except RuleError:
@@ -337,15 +361,44 @@ class Collector:
     def _masked(self) -> Masked:
         bcommits = {j: self._shares[j].bcommit for j in self._u2}
         mask_keys = [entry.mask_key for entry in self._entries]
-        return Masked(self.cohort, self.tau1, self.params.p32, self._u2, self._u3, bcommits, mask_keys)
+        return Masked(self.cohort, self.params.c, self.tau1, self.params.p32, self._u2, self._u3, bcommits, mask_keys)
+
+    # --- whose fault: BLAME -> CANARIES -------------------------------------------------------------------------------
+
+    @property
+    def blame(self) -> Blame | None:
+        """What asks survivors for their masks on the canary words: only once the sum is spoiled, and if that can help."""
+        known = all(len(self._arrived[i]) == CANARY_BYTES for i in self._u3)
+        return Blame(self.tau1) if self.state is ServerState.FAILED and known else None
+
+    def on_canaries(self, message: CanaryMasks) -> None:
+        """Take what a survivor says of its masks on the canary words."""
+        self._take(ServerEvent.CANARIES, message.i, message, lambda: self._check_canaries(message))
+        self.told.setdefault(message.i, message)
+
+    def _check_canaries(self, message: CanaryMasks) -> None:
+        demand(message.i in self._u3, Code.NO_SUCH_MEMBER, f"member {message.i} is no survivor")
+        edges = self._members(message.edges, Code.CANARIES_MALFORMED)
+        fits = edges <= set(self._u2) - {message.i} and len(message.masks) == CANARY_BYTES * len(edges)
+        demand(fits, Code.CANARIES_MALFORMED)
+
+    @property
+    def faults(self) -> list[Fault]:
+        """Who revealed or dealt wrong shares, and, of a spoiled sum, who masked wrongly, by what is known so far."""
+        if self._unmasking is None:
+            return []
+        found = self._unmasking.faults
+        if self.blame is not None:
+            found += canary_faults(self._unmasking.spoiled(self.spec.words, self._arrived, self.told.values()))
+        return found
 
     # --- the discipline that all inputs share -------------------------------------------------------------------------
 
-    def _take(self, event: ServerEvent, i: int, body: Event, check: Callable[[], None]) -> None:
+    def _take(self, event: ServerEvent, i: int, body: Input, check: Callable[[], None]) -> None:
         """Accept an input or its repeat, or raise: RuleError for what is wrong or early, Discarded for what is late."""
         self._machine.counted(lambda: self._accept(event, i, body, check))
 
-    def _accept(self, event: ServerEvent, i: int, body: Event, check: Callable[[], None]) -> Outcome:
+    def _accept(self, event: ServerEvent, i: int, body: Input, check: Callable[[], None]) -> Outcome:
         phase = "vote" if isinstance(body, Vote) else event.value
         known = self._inputs.get((phase, i))
         if known is not None:
@@ -356,7 +409,8 @@ class Collector:
         check()
         self._machine.advance(event)
         self._inputs[phase, i] = body
-        self._events.append(body)
+        if not isinstance(body, CanaryMasks):  # a restored window is not spoiled yet: it asks again
+            self._events.append(body)
         return Outcome.ACCEPTED
 
     def _decide(self, event: ServerEvent, decision: Decision) -> None:

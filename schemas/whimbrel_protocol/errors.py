@@ -108,6 +108,8 @@ class Code(IntEnum):
     QUORUM_OTHER_BODY = (363, 422, "QUORUM: not the body that this member voted for")
     QUORUM_SIGNATURE = (364, 422, "QUORUM: a vote's signature does not verify")
     DONE_LANE = (365, 422, "DONE: another lane")
+    BLAME_OTHER_WINDOW = (366, 422, "BLAME: another window than the one that this member masked in")
+    BLAME_NOT_SURVIVED = (367, 422, "BLAME: this member's vector is not in the sum")
 
     ENTRY_SHORT_LIVED = (370, 422, "JOIN: the entry expires too soon or too late")
     SHARES_MALFORMED = (371, 422, "SHARES: not the sizes or the window of this roster")
@@ -118,6 +120,7 @@ class Code(IntEnum):
     TOO_LATE = (376, 409, "Right, but too late: this phase is over")
     BAD_SHARES = (377, 422, "A member's shares do not give the secret that it committed to")
     SPOILED_SUM = (378, 422, "The window's sum fails its checks: a member sent a wrong vector")
+    CANARIES_MALFORMED = (379, 422, "CANARIES: bitmap and masks do not fit this cohort")
 
     # 4xx: the server's answers
     NOT_FOUND = (400, 404, "There is nothing at this address")
@@ -155,6 +158,7 @@ class Code(IntEnum):
     SCHEMA_NEWER = (432, 500, "The database was written by a newer server")
     DATA_DAMAGED = (433, 500, "Stored data does not have its hash")
     LENGTH_REQUIRED = (434, 411, "The body's length must be stated")
+    QUARANTINED = (435, 403, "This device was blamed for a window that went wrong and gets no work for a while")
 
     # 5xx: the device's own troubles (they travel in reports)
     STATE_LOCKED = (500, 409, "Another process uses this state directory")

@@ -16,8 +16,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self, TypeVar, cast
 
+from whimbrel_protocol.blame import canary_mask
 from whimbrel_protocol.checks import (
+    BLAME_CHECKS,
     SHARES_CHECKS,
+    Accusation,
     Dealing,
     Opening,
     Terms,
@@ -35,6 +38,7 @@ from whimbrel_protocol.masks import (
     WORD_BYTES,
     Channel,
     MaskKeys,
+    PairMask,
     WindowKeys,
     bcommit_of,
     exchange_all,
@@ -42,7 +46,20 @@ from whimbrel_protocol.masks import (
     pair_mask,
     self_key,
 )
-from whimbrel_protocol.messages import U2, Done, MaskedHead, Open, Quorum, Shares, Survivors, Unmask, Vote, VoteKind
+from whimbrel_protocol.messages import (
+    U2,
+    Blame,
+    CanaryMasks,
+    Done,
+    MaskedHead,
+    Open,
+    Quorum,
+    Shares,
+    Survivors,
+    Unmask,
+    Vote,
+    VoteKind,
+)
 from whimbrel_protocol.objects import Certificate, JoinEntry, VectorSpec
 from whimbrel_protocol.primitives import SigningKey, sha256
 from whimbrel_protocol.rules import COMPLETE, bitmap, members_of
@@ -95,6 +112,7 @@ class Member:
         self._answers: dict[MemberEvent, tuple[object, object]] = {}
         self._frozen: dict[int, bytes] = {}
         self._secrets: _Secrets | None = _Secrets(keys, {}, {}, {})
+        self._canary_masks: dict[int, bytes] = {}  # by edge, 16 bytes: all that outlives the keys, in case of a BLAME
         self._record: SpentRecord | None = None
 
     # --- JOIN ---------------------------------------------------------------------------------------------------------
@@ -215,8 +233,11 @@ class Member:
 
     def _masks(self, u2: tuple[int, ...], secrets: _Secrets) -> MaskKeys:
         i, tau1 = self.record.i, self.record.tau1
-        pairs = [(j, pair_mask(secrets.pairs[j], tau1, i, j)) for j in u2 if j != i]
-        return member_masks(i, self_key(secrets.keys.self_seed, tau1, i), pairs, secrets.p32)
+        return member_masks(i, self_key(secrets.keys.self_seed, tau1, i), self._pair_masks(u2, secrets), secrets.p32)
+
+    def _pair_masks(self, u2: tuple[int, ...], secrets: _Secrets) -> list[tuple[int, PairMask]]:
+        i, tau1 = self.record.i, self.record.tau1
+        return [(j, pair_mask(secrets.pairs[j], tau1, i, j)) for j in u2 if j != i]
 
     def mask(self, plain: bytes) -> bytes:
         """The whole masked vector, 8 * words bytes, of the packed update; errors as for `mask_chunk`."""
@@ -280,7 +301,7 @@ class Member:
         self._record = record
         return record.ballot
 
-    # --- QUORUM -> UNMASK, DONE ---------------------------------------------------------------------------------------
+    # --- QUORUM -> UNMASK, BLAME -> CANARIES, DONE --------------------------------------------------------------------
 
     def on_quorum(self, message: Quorum) -> Unmask:
         """Reveal, for each member of U2, a share of its self seed if it survived, else of its mask secret: never both.
@@ -297,9 +318,30 @@ class Member:
         demand((message.kind, message.tau1, message.u3) == voted, Code.QUORUM_OTHER_BODY)
         check_certificate(message, record.cohort)
         u3, shares = members_of(record.u3, record.cohort.n), self._held.shares
+        self._keep_canary_masks(self._held)
         self._secrets = None
         revealed = [shares[j][:SHARE_BYTES] if j in u3 else shares[j][SHARE_BYTES:] for j in sorted(shares)]
         return Unmask(record.i, bitmap(shares, record.cohort.n), b"".join(revealed))
+
+    def _keep_canary_masks(self, secrets: _Secrets) -> None:
+        edges = self._pair_masks(members_of(self.record.u2, self.record.cohort.n), secrets)
+        words = self._spec.words
+        self._canary_masks = {j: canary_mask(pair.seed, words) for j, pair in edges if pair.is_edge(secrets.p32)}
+
+    def on_blame(self, message: Blame) -> CanaryMasks:
+        """Tell what this member masked the two canary words with, so that the server sees who did not do so.
+
+        Once, after the own UNMASK, and nothing but these words: canaries are public, and no other word's mask lies in
+        these bytes of the streams. By then the survivors are fixed, so the edges need no hiding any more. Raises
+        RuleError BLAME_OTHER_WINDOW, BLAME_NOT_SURVIVED, OUT_OF_TURN.
+        """
+        return self._answer(MemberEvent.BLAME, message, lambda: self._tell(message))
+
+    def _tell(self, message: Blame) -> CanaryMasks:
+        record, masks = self.record, self._canary_masks
+        survived = record.i in members_of(record.u3, record.cohort.n)
+        check_all(BLAME_CHECKS, Accusation(record.tau1, message.tau1, survived))
+        return CanaryMasks(record.i, bitmap(masks, record.cohort.n), b"".join(masks[j] for j in sorted(masks)))
 
     def on_done(self, message: Done) -> None:
         """Take the receipt; the last answer is dropped. Raises RuleError DONE_LANE for another lane's, changing nothing."""
@@ -310,14 +352,15 @@ class Member:
         if self.state is MemberState.DONE:
             return Outcome.REPEATED
         self._machine.advance(MemberEvent.DONE)
-        self._answers.clear()
+        self._forget()
         return Outcome.ACCEPTED
 
     def on_certificate(self, message: Quorum) -> Verdict:
         """What a certificate means for the update; an abort ends the window here. Raises RuleError where it proves nothing."""
         verdict = verify_certificate(self.record, message)
         if message.kind is VoteKind.ABORT:
-            demand(self.state not in (MemberState.RELEASED, MemberState.DONE), Code.OUT_OF_TURN, "shares were revealed")
+            released = (MemberState.RELEASED, MemberState.SHOWN, MemberState.DONE)
+            demand(self.state not in released, Code.OUT_OF_TURN, "shares were revealed")
             self.wipe()
         return verdict
 
@@ -326,7 +369,11 @@ class Member:
         if self.state is not MemberState.DONE:
             self._machine.advance(MemberEvent.END)
         self._secrets = None
+        self._forget()
+
+    def _forget(self) -> None:
         self._answers.clear()
+        self._canary_masks.clear()
 
     # --- the discipline that all phases share -------------------------------------------------------------------------
 

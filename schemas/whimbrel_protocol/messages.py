@@ -219,6 +219,22 @@ class Done:
     sum_sha256: bytes
 
 
+@dataclass(frozen=True)
+class Blame:
+    """The window's sum failed its checks: survivors are asked once for their masks on the two canary words."""
+
+    tau1: bytes
+
+
+@dataclass(frozen=True)
+class CanaryMasks:
+    """Member `i` tells, for each j of U2 with which it has an edge (`edges`), 16 bytes of their mask: both canary words."""
+
+    i: int
+    edges: bytes
+    masks: bytes
+
+
 # --- after the window -----------------------------------------------------------------------------------------------
 
 
@@ -336,4 +352,6 @@ Message = (
     | Failure
     | PlanBody
     | ModelDelta
+    | Blame
+    | CanaryMasks
 )

@@ -23,6 +23,7 @@ class MemberState(Enum):
     MASKING = "masking"  # U2 is accepted, the update is spent, masked words leave
     COMMITTED = "committed"  # voted for a survivor set
     RELEASED = "released"  # shares revealed, keys gone
+    SHOWN = "shown"  # the sum was spoiled and the masks of the canary words were told, once; nothing else will be
     DONE = "done"  # the receipt is here
     ABORTED = "aborted"  # voted for an abort: nothing else will be sent
     ENDED = "ended"  # a check failed, a certificate ended it or the caller gave up: keys gone
@@ -37,6 +38,7 @@ class MemberEvent(Enum):
     SURVIVORS = "survivors"
     ABORT = "abort"
     QUORUM = "quorum"
+    BLAME = "blame"
     DONE = "done"
     END = "end"
 
@@ -50,6 +52,7 @@ MEMBER: Mapping[tuple[MemberState, MemberEvent], MemberState] = {
     (MemberState.MASKING, MemberEvent.SURVIVORS): MemberState.COMMITTED,
     (MemberState.COMMITTED, MemberEvent.QUORUM): MemberState.RELEASED,
     (MemberState.RELEASED, MemberEvent.DONE): MemberState.DONE,
+    (MemberState.RELEASED, MemberEvent.BLAME): MemberState.SHOWN,
     # A member may leave at any moment, and leaves when a check fails: it keeps quiet and deletes its keys.
     **{(state, MemberEvent.END): MemberState.ENDED for state in MemberState if state is not MemberState.DONE},
 }
@@ -65,7 +68,7 @@ class ServerState(Enum):
     UNMASK = "unmask"  # t commits; collects revealed shares
     DONE = "done"  # the sum is known
     ABORTED = "aborted"  # t aborts: the updates are free
-    FAILED = "failed"  # unmasked to a wrong sum: the updates are lost
+    FAILED = "failed"  # unmasked to a wrong sum: the updates are lost; collects canary masks, to know by whom
 
 
 class ServerEvent(Enum):
@@ -84,6 +87,7 @@ class ServerEvent(Enum):
     UNMASK = "unmask"
     SUMMED = "summed"
     SPOILED = "spoiled"
+    CANARIES = "canaries"
 
 
 SERVER: Mapping[tuple[ServerState, ServerEvent], ServerState] = {
@@ -104,6 +108,7 @@ SERVER: Mapping[tuple[ServerState, ServerEvent], ServerState] = {
     (ServerState.UNMASK, ServerEvent.UNMASK): ServerState.UNMASK,
     (ServerState.UNMASK, ServerEvent.SUMMED): ServerState.DONE,
     (ServerState.UNMASK, ServerEvent.SPOILED): ServerState.FAILED,
+    (ServerState.FAILED, ServerEvent.CANARIES): ServerState.FAILED,
 }
 
 

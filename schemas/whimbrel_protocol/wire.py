@@ -110,6 +110,8 @@ LIMITS: dict[type, dict[str, Limit]] = {
     m.Quorum: {"tau1": _exactly(HASH), "u3": (0, BITMAP), "idx": (1, COHORT), "sigs": (SIG, SIG * COHORT)},
     m.Unmask: {"i": _INDEX, "present": _BITMAP, "shares": (0, 32 * COHORT)},
     m.Done: {"lane": _exactly(HASH), "sum_sha256": _exactly(HASH)},
+    m.Blame: {"tau1": _exactly(HASH)},
+    m.CanaryMasks: {"i": _INDEX, "edges": _BITMAP, "masks": (0, 16 * COHORT)},
     m.Report: {
         "code": (0, 65_535),
         "step": (0, 255),

@@ -236,7 +236,7 @@ def test_a_wrong_share_is_an_error_before_anything_is_unmasked(dropped: tuple[in
     window.vote(set(range(N)) - set(dropped))
     quorum = window.collector.quorum
     assert quorum is not None
-    there = [i for i in range(N) if i not in dropped]
+    there = [i for i in range(N - 1 + len(dropped)) if i not in dropped]  # one more than t: too few to correct any
     answers = [window.members[i].on_quorum(quorum) for i in there]
     wrong = bytearray(answers[0].shares)
     wrong[32 * 4] ^= 1
@@ -245,7 +245,7 @@ def test_a_wrong_share_is_an_error_before_anything_is_unmasked(dropped: tuple[in
     total = window.total()
     before = bytes(total)
     refuses(Code.BAD_SHARES, lambda: window.collector.finish(total))
-    assert (bytes(total), window.collector.state) == (before, ServerState.UNMASK)
+    assert (bytes(total), window.collector.state, window.collector.faults) == (before, ServerState.UNMASK, [])
 
 
 def test_who_dealt_no_shares_has_none_to_reveal() -> None:

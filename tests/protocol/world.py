@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from whimbrel_kernels import ring_add
+from whimbrel_protocol.blame import canaries_of
 from whimbrel_protocol.collector import Collector
 from whimbrel_protocol.errors import Code
 from whimbrel_protocol.layout import Signed
@@ -140,7 +141,7 @@ class Window:
         for i in sorted(there):
             self.vectors[i] = self.masked(i, self.collector.u2_for(i))
             self.collector.on_head(self.vectors[i][0])
-            self.collector.on_vector(i)
+            self.collector.on_vector(i, canaries_of(self.vectors[i][1]))
 
     def masked(self, i: int, message: U2) -> tuple[MaskedHead, bytes]:
         """Member i's answer to U2: head and vector."""

@@ -36,6 +36,8 @@ class Body(object):
     Failure = 20
     PlanBody = 21
     ModelDelta = 22
+    Blame = 23
+    CanaryMasks = 24
 
 
 class Blob(object):
@@ -2030,6 +2032,153 @@ def DoneStartLaneVector(builder, numElems): return builder.StartVector(1, numEle
 def DoneAddSumSha256(builder, sumSha256): builder.PrependUOffsetTRelativeSlot(1, flatbuffers.number_types.UOffsetTFlags.py_type(sumSha256), 0)
 def DoneStartSumSha256Vector(builder, numElems): return builder.StartVector(1, numElems, 1)
 def DoneEnd(builder): return builder.EndObject()
+
+
+class Blame(object):
+    __slots__ = ['_tab']
+
+    @classmethod
+    def GetRootAs(cls, buf, offset=0):
+        n = flatbuffers.encode.Get(flatbuffers.packer.uoffset, buf, offset)
+        x = Blame()
+        x.Init(buf, n + offset)
+        return x
+
+    @classmethod
+    def GetRootAsBlame(cls, buf, offset=0):
+        """This method is deprecated. Please switch to GetRootAs."""
+        return cls.GetRootAs(buf, offset)
+    @classmethod
+    def BlameBufferHasIdentifier(cls, buf, offset, size_prefixed=False):
+        return flatbuffers.util.BufferHasIdentifier(buf, offset, b"\x57\x48\x42\x31", size_prefixed=size_prefixed)
+
+    # Blame
+    def Init(self, buf, pos):
+        self._tab = flatbuffers.table.Table(buf, pos)
+
+    # Blame
+    def Tau1(self, j):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(4))
+        if o != 0:
+            a = self._tab.Vector(o)
+            return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
+        return 0
+
+    # Blame
+    def Tau1AsNumpy(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(4))
+        if o != 0:
+            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
+        return 0
+
+    # Blame
+    def Tau1Length(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(4))
+        if o != 0:
+            return self._tab.VectorLen(o)
+        return 0
+
+    # Blame
+    def Tau1IsNone(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(4))
+        return o == 0
+
+def BlameStart(builder): builder.StartObject(1)
+def BlameAddTau1(builder, tau1): builder.PrependUOffsetTRelativeSlot(0, flatbuffers.number_types.UOffsetTFlags.py_type(tau1), 0)
+def BlameStartTau1Vector(builder, numElems): return builder.StartVector(1, numElems, 1)
+def BlameEnd(builder): return builder.EndObject()
+
+
+class CanaryMasks(object):
+    __slots__ = ['_tab']
+
+    @classmethod
+    def GetRootAs(cls, buf, offset=0):
+        n = flatbuffers.encode.Get(flatbuffers.packer.uoffset, buf, offset)
+        x = CanaryMasks()
+        x.Init(buf, n + offset)
+        return x
+
+    @classmethod
+    def GetRootAsCanaryMasks(cls, buf, offset=0):
+        """This method is deprecated. Please switch to GetRootAs."""
+        return cls.GetRootAs(buf, offset)
+    @classmethod
+    def CanaryMasksBufferHasIdentifier(cls, buf, offset, size_prefixed=False):
+        return flatbuffers.util.BufferHasIdentifier(buf, offset, b"\x57\x48\x42\x31", size_prefixed=size_prefixed)
+
+    # CanaryMasks
+    def Init(self, buf, pos):
+        self._tab = flatbuffers.table.Table(buf, pos)
+
+    # CanaryMasks
+    def I(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(4))
+        if o != 0:
+            return self._tab.Get(flatbuffers.number_types.Uint16Flags, o + self._tab.Pos)
+        return 0
+
+    # CanaryMasks
+    def Edges(self, j):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
+        if o != 0:
+            a = self._tab.Vector(o)
+            return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
+        return 0
+
+    # CanaryMasks
+    def EdgesAsNumpy(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
+        if o != 0:
+            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
+        return 0
+
+    # CanaryMasks
+    def EdgesLength(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
+        if o != 0:
+            return self._tab.VectorLen(o)
+        return 0
+
+    # CanaryMasks
+    def EdgesIsNone(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
+        return o == 0
+
+    # CanaryMasks
+    def Masks(self, j):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
+        if o != 0:
+            a = self._tab.Vector(o)
+            return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
+        return 0
+
+    # CanaryMasks
+    def MasksAsNumpy(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
+        if o != 0:
+            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
+        return 0
+
+    # CanaryMasks
+    def MasksLength(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
+        if o != 0:
+            return self._tab.VectorLen(o)
+        return 0
+
+    # CanaryMasks
+    def MasksIsNone(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
+        return o == 0
+
+def CanaryMasksStart(builder): builder.StartObject(3)
+def CanaryMasksAddI(builder, i): builder.PrependUint16Slot(0, i, 0)
+def CanaryMasksAddEdges(builder, edges): builder.PrependUOffsetTRelativeSlot(1, flatbuffers.number_types.UOffsetTFlags.py_type(edges), 0)
+def CanaryMasksStartEdgesVector(builder, numElems): return builder.StartVector(1, numElems, 1)
+def CanaryMasksAddMasks(builder, masks): builder.PrependUOffsetTRelativeSlot(2, flatbuffers.number_types.UOffsetTFlags.py_type(masks), 0)
+def CanaryMasksStartMasksVector(builder, numElems): return builder.StartVector(1, numElems, 1)
+def CanaryMasksEnd(builder): return builder.EndObject()
 
 
 class Report(object):
