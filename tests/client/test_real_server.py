@@ -27,7 +27,7 @@ from tests.server.world import CLASSES, FEATURES, ROOT, SETTINGS, Device, Operat
 
 TASK = "clouds"
 WINDOWS = f"/v1/tasks/{TASK}/windows"
-QUICK = {"share_s": 1.5, "mask_s": 1.5, "vote_s": 1.5, "unmask_s": 1.5, "patience_s": 3.0, "round_deadline_s": 5.0}
+QUICK = {"share_s": 1.5, "mask_s": 1.5, "vote_s": 4.0, "unmask_s": 8.0, "patience_s": 3.0, "round_deadline_s": 5.0}
 POLICY = DevicePolicy(history=50, backoff_min_s=0.2, backoff_max_s=1.0, window_patience_s=8.0, poll_s=2.0)
 # Who dies when: in a window of ten the protocol bears two losses before the survivors are fixed, and three in all.
 FATES = ((1, Stage.TRAIN), (1, Stage.MASK), (1, Stage.UNMASK), (2, Stage.JOIN), (2, Stage.SHARE), (3, Stage.VOTE))
