@@ -30,7 +30,7 @@ from whimbrel_protocol.messages import (
 from whimbrel_protocol.objects import RENEW_KIND, Certificate, CertificateRequest, CheckInBody
 from whimbrel_protocol.primitives import SigningKey
 from whimbrel_protocol.signed import Policy
-from whimbrel_protocol.trust import accept_certificate, accept_policy, demand, fleet_of
+from whimbrel_protocol.trust import SKEW_S, accept_certificate, accept_policy, demand, fleet_of
 
 from whimbrel.actions import Action, Ask, Persist, Script, Send, Sleep, Upload
 from whimbrel.device_policy import Cost, DevicePolicy
@@ -178,9 +178,19 @@ class Device:
         return answer
 
     def be_known(self) -> Script[None]:
-        """Have a token of this process's own check-in, and with it the newest policy and the server's time."""
-        if not self._token or self.now >= self._token_until:
+        """Have a token of this process's own check-in, and with it a policy in force and the server's time."""
+        if not self._token or self.now >= self._token_until or not self._policy_in_force:
             yield from self.check_in()
+
+    @property
+    def policy_in_force(self) -> Policy:
+        """The newest policy accepted. Raises RuleError POLICY_EXPIRED past its date, however long a token may hold."""
+        demand(self._policy_in_force, Code.POLICY_EXPIRED)
+        return self.policy
+
+    @property
+    def _policy_in_force(self) -> bool:
+        return bool(self.state.policy) and self.time <= self.policy.not_after + SKEW_S
 
     @property
     def server_now(self) -> int:

@@ -140,7 +140,7 @@ def _from_join_to_done(seat: Seat) -> Script[Outcome]:
     if not isinstance(opened, Open):
         return opened
     device.stage = Stage.SHARE
-    shares = member.on_open(opened, device.time, device.policy)
+    shares = member.on_open(opened, device.time, device.policy_in_force)
     latest = max(JoinEntry.decode(entry).certificate.not_before for entry in opened.roster)
     accepted = yield from seat.insist("POST", "shares", Accepted, message=shares)
     u2 = (yield from seat.insist("GET", "u2", U2, Survivors)) if isinstance(accepted, Accepted) else accepted
