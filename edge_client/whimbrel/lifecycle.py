@@ -124,6 +124,7 @@ def _be_assigned(device: Device) -> Script[Assigned | None]:
     if offer is not None and not _counted(device, offer):
         assigned = Assigned(offer, device.now + offer.deadline_s)
     elif offer is not None:  # the server does not know what this device knows: tell it, and do not hurry to hear the same
+        device.trouble = ProtocolError(Code.CONTRIBUTED_BEFORE)
         yield from device.report(Code.CONTRIBUTED_BEFORE, offer.task, offer.version)
         device.come_back_s = max(device.come_back_s, int(device.settings.policy.backoff_min_s))
     if assigned != device.state.assigned:

@@ -16,6 +16,7 @@ from whimbrel_protocol.member import Member
 from whimbrel_protocol.messages import (
     U2,
     Accepted,
+    Blame,
     Done,
     Failure,
     Join,
@@ -79,6 +80,12 @@ class Seat:
         state = self.device.state.with_update(replace(self.record, **changes))
         latest = max(state.authority_time, authority_time)
         yield from self.device.commit(replace(state, authority_time=latest))
+
+    def unresolved(self, refusal: Failure | None) -> Outcome:
+        """Note why there is no certificate: whatever a server says instead, it frees nothing."""
+        if refusal is not None:
+            self.device.trouble = Refused(refusal)
+        return Outcome.UNRESOLVED
 
     def insist(self, method: Literal["GET", "POST"], phase: str, *types: type, message: Message | None = None) -> Script[Any]:
         """Call the window until there is an answer; see `insist`."""
@@ -144,6 +151,8 @@ def _from_join_to_done(seat: Seat) -> Script[Outcome]:
     latest = max(JoinEntry.decode(entry).certificate.not_before for entry in opened.roster)
     accepted = yield from seat.insist("POST", "shares", Accepted, message=shares)
     u2 = (yield from seat.insist("GET", "u2", U2, Survivors)) if isinstance(accepted, Accepted) else accepted
+    if isinstance(u2, Survivors) and not u2.abort:
+        raise RuleError(Code.OUT_OF_TURN, "survivors before U2")
     if not isinstance(u2, U2):
         yield from _leave(seat)
         return Outcome.AGAIN
@@ -201,13 +210,13 @@ def _from_masked_to_done(seat: Seat) -> Script[Outcome]:
     device.stage = Stage.VOTE
     survivors = yield from seat.insist("GET", "survivors", Survivors)
     if not isinstance(survivors, Survivors):
-        return Outcome.UNRESOLVED
+        return seat.unresolved(survivors)
     vote = member.on_survivors(survivors)
     yield from seat.mark(spent=member.record.encode())
     yield from seat.insist("POST", "vote", Accepted, message=vote)
     quorum = yield from seat.insist("GET", "quorum", Quorum)
     if not isinstance(quorum, Quorum):
-        return Outcome.UNRESOLVED
+        return seat.unresolved(quorum)
     return (yield from _release(seat, quorum))
 
 
@@ -237,8 +246,17 @@ def _release(seat: Seat, quorum: Quorum) -> Script[Outcome]:
 
 
 def _receipt(seat: Seat) -> Script[bytes]:
-    """Return the hash of the window's sum, empty where no receipt came: the certificate counts the update either way."""
-    done = yield from seat.insist("GET", "done", Done, Survivors)
+    """Return the hash of the window's sum, empty where no receipt came: the certificate counts the update either way.
+
+    Where the sum was spoiled the member is asked, once, what helps to find by whom; the update stays spent for good.
+    """
+    done = yield from seat.insist("GET", "done", Done, Survivors, Blame)
+    if isinstance(done, Blame):
+        told = seat.member.on_blame(done)
+        yield from seat.insist("POST", "canaries", Accepted, message=told)
+        done = yield from seat.insist("GET", "done", Done, Survivors)
+    if isinstance(done, Failure):
+        seat.device.trouble = Refused(done)
     if not isinstance(done, Done):
         return b""
     seat.member.on_done(done)
@@ -312,6 +330,7 @@ def insist(
     wait_s = device.settings.policy.poll_s if method == "GET" else 0.0
     until = device.now + (patience_s or device.settings.policy.window_patience_s)
     expects = (*types, Wait) if method == "GET" else types
+    answer: Any = None
     while device.now < until:
         begin = device.now
         answer = yield from device.call(method, path, *expects, message=message, wait_s=wait_s)
@@ -320,9 +339,12 @@ def insist(
         elif isinstance(answer, Failure) and passing(answer):
             pause = max(answer.come_back_s, _POLL_LEAST_S + device.jitter(_RETRY_S))
         else:
-            return answer
+            break
         yield from device.rest(pause)
-    return None
+    else:
+        device.trouble = Refused(answer) if isinstance(answer, Failure) else device.trouble
+        return None
+    return answer
 
 
 def passing(failure: Failure) -> bool:
