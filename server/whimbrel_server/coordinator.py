@@ -130,7 +130,7 @@ class Coordinator:
     async def _kept(self, assignment: Assignment) -> None:
         """Return once an assignment is durable: before that nobody is told of it. Raises what storage raises."""
         keeping = self._keeping.get(assignment.id)
-        if keeping is not None and keeping.done():  # the disk was full: once more
+        if keeping is not None and keeping.done() and keeping.exception() is not None:  # the disk was full: once more
             self._keep(assignment)
         if assignment.id in self._keeping:
             await asyncio.shield(self._keeping[assignment.id])
