@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from whimbrel_protocol.checks import Terms, all_distinct, check_entry_terms, window_keys
 from whimbrel_protocol.errors import Code
 from whimbrel_protocol.objects import JoinEntry, Params
-from whimbrel_protocol.primitives import exchange
+from whimbrel_protocol.primitives import exchange, in_prime_subgroup
 from whimbrel_protocol.rules import corrupt, smallest_p32, survivor_floor, threshold
 from whimbrel_protocol.signed import Policy
 from whimbrel_protocol.trust import SKEW_S, demand
@@ -37,6 +37,8 @@ def check_entry(
     check_entry_terms(entry, Terms(fleet, lane, policy, root, now, -SKEW_S), "at JOIN")
     latest = (now if rendezvous is None else rendezvous) + ENTRY_LIFE_S
     demand(now + ENTRY_LEAST_LIFE_S <= entry.expires <= latest, Code.ENTRY_SHORT_LIVED)
+    # An issuer that certified a mixed-order key must not stop every client whose library is stricter than this one.
+    demand(in_prime_subgroup(entry.certificate.public_key), Code.WEAK_KEY)
     demand(all_distinct(window_keys([entry])), Code.ROSTER_KEYS)
     for key in window_keys([entry]):
         exchange(_PROBE, key)
