@@ -35,10 +35,8 @@ BLOCK = 2**12
 LIGHTEST = 4
 # The metric that says whether an update's norm was within the clip bound: the bit of Andrew et al. 2021, section 2.
 WITHIN_CLIP = "within_clip"
-# What a scale leaves to chance: that one value in an update of even blocks is clamped.
-_CLAMPED = 2.0**-20
-# Blocks are not even: one may hold four times the energy a value of the average before its values are clamped.
-_UNEVEN = 2.0
+# What a scale leaves to chance: that one value of an update is clamped. Less chance would cost more in rounding than it saves.
+_CLAMPED = 1 / 16
 
 
 class Contribution(NamedTuple):
@@ -228,9 +226,9 @@ def scale_for(clip: float, limit: int, size: int, rotated: bool) -> float:
     greatest of them below clip * sqrt(2 ln(2 size / beta) / size) but for a chance of beta; without it one value may be the
     whole norm. A power of two multiplies exactly, on every platform.
     """
-    spread = _UNEVEN * sqrt(2 * log(2 * size / _CLAMPED) / size) if rotated else 1.0
-    mantissa, exponent = frexp(limit / (clip * min(spread, 1.0)))
-    return ldexp(1.0, exponent - 1 if mantissa < 1 else exponent)
+    spread = sqrt(2 * log(2 * size / _CLAMPED) / size) if rotated else 1.0
+    _, exponent = frexp(limit / (clip * min(spread, 1.0)))
+    return ldexp(0.5, exponent)
 
 
 class Total(NamedTuple):

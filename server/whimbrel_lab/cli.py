@@ -62,6 +62,27 @@ def _bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _codec(arguments: argparse.Namespace) -> int:
+    from whimbrel_protocol.errors import ProtocolError
+
+    from whimbrel_lab import codec
+
+    chosen = {name: getattr(arguments, name) for name in ("model", "bits", "data", "devices", "loss", "seed")}
+    try:
+        codec.run(codec.Options(**chosen), arguments.json)
+    except (ProtocolError, OSError) as error:
+        print(f"codec: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    widths = tuple(int(part) for part in text.split(","))
+    if not all(8 <= width <= 32 for width in widths):
+        raise argparse.ArgumentTypeError("a value takes 8 to 32 bits")
+    return widths
+
+
 def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1:
@@ -94,6 +115,15 @@ def _parser() -> argparse.ArgumentParser:
     window.add_argument("--dropout", type=_share, default=0.1)
     window.add_argument("--seed", type=int, default=1)
     window.set_defaults(run=_window)
+    codec = commands.add_parser("codec", help="measure what so many bits a value cost, on real updates of a model")
+    codec.add_argument("model", type=Path, metavar="MODEL", help="an ONNX file")
+    codec.add_argument("--bits", type=_widths, default=(8, 12, 16, 21), metavar="B,B,...", help="default 8,12,16,21")
+    codec.add_argument("--data", type=Path, metavar="FILE", help="an .npz file of the model's inputs and `label`; else digits")
+    codec.add_argument("--devices", type=int, default=32, help="how many train and are summed (default 32)")
+    codec.add_argument("--loss", default="softmax_cross_entropy", help="default softmax_cross_entropy")
+    codec.add_argument("--seed", type=int, default=1)
+    codec.add_argument("--json", action="store_true", help="one object instead of a table")
+    codec.set_defaults(run=_codec)
     bench = commands.add_parser("bench", help="print speed ratios, each against its baseline in the same run")
     bench.set_defaults(run=_bench)
     return parser

@@ -108,7 +108,7 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     bits: Annotated[int, Meta(ge=8, le=32)] = 16
     rotate: bool = True
     n_max: Annotated[int, Meta(ge=2, le=1024)] = 64
-    scale: NotNegative = 2048.0
+    scale: NotNegative = 1024.0
 
     metrics: tuple[Literal["loss", "accuracy"], ...] = ()
     metric_bits: Annotated[int, Meta(ge=1, le=32)] = 16

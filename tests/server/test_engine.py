@@ -514,4 +514,4 @@ class TestSettings:
         settings = TaskSettings(lr=0.5, lr_decay=0.5, decay_after=3, epochs=4, mu=0.25, seed=9)
         assert [settings.header(version).lr for version in (1, 3, 4, 6)] == [0.5, 0.5, 0.25, 0.0625]
         header = settings.header(4)
-        assert (header.version, header.epochs, header.mu, header.seed, header.scale) == (4, 4, 0.25, 9, 2048.0)
+        assert (header.version, header.epochs, header.mu, header.seed, header.scale) == (4, 4, 0.25, 9, 1024.0)

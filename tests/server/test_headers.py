@@ -80,7 +80,7 @@ def test_by_default_updates_are_rotated_and_nothing_is_told_beside_them() -> Non
     plan, body, size = drafted(TaskSettings())
     assert (plan.d, plan.bits, plan.weight_bits) == (size, 16, 1)
     assert (body.rotate, body.metrics, body.weight_max, body.clip_min, body.clip_max) == (True, (), 0, 0.0, 0.0)
-    assert plan.scale_min == plan.scale_max == 2048
+    assert plan.scale_min == plan.scale_max == 1024
 
 
 @pytest.mark.parametrize(
