@@ -104,7 +104,7 @@ def next_version(
 ) -> Published:
     """The version after `previous`: FedAvg with the server's learning rate on the mean of the windows' updates.
 
-    `sums` are the windows applied, in order (none: the same parameters under a new name), `encoding` is that of `previous`,
+    `sums` are the windows applied, in order (none: the same parameters, published one bit finer), `encoding` is that of `previous`,
     `older` the lattices of `wanted_deltas` that are at hand. Source: Reddi et al. 2021, "Adaptive Federated Optimization",
     algorithm 1 with plain SGD on the server.
     """
@@ -154,7 +154,9 @@ def _next_exponents(previous: ModelState, master: Float64, step: Float64, fracti
 def _next_exponent(old: int, values: Float64, update: Float64, fraction: float) -> int:
     peak = float(np.max(np.abs(values), initial=0.0))
     finest = math.ceil(math.log2(peak / (delta.LIMIT - 1))) if peak > 0 else -126
-    wanted = delta.step_exponent(update, fraction) if update.any() else old
+    # A base that comes again after a failed window shows one bit more of the master: a device contributes to the same bytes
+    # only once, so without it a small fleet whose window failed would have nobody left.
+    wanted = delta.step_exponent(update, fraction) if update.any() else old - 1
     return max(min(old, max(wanted, finest + _HEADROOM_BITS)), finest)
 
 

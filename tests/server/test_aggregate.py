@@ -102,11 +102,16 @@ class TestVersions:
         assert aggregate.parameters(after.state)["w"][0, 0] == pytest.approx(2.0**28, rel=1e-6)
         assert after.deltas == {}
 
-    def test_without_a_window_only_the_name_is_new(self) -> None:
+    def test_without_a_window_the_same_master_shows_one_bit_more_so_that_devices_may_contribute_again(self) -> None:
         state = rounds(3)[-1].state
         after = aggregate.next_version(state, [], ENCODING, SETTINGS, {})
-        assert (after.state.model_hash, after.state.version, after.update_norm) == (state.model_hash, 4, 0.0)
-        assert after.state.chain_head == chain_next(state.chain_head, 4, state.model_hash, [])
+        assert (after.state.version, after.update_norm) == (4, 0.0)
+        assert np.array_equal(after.state.master, state.master)
+        assert after.state.model_hash != state.model_hash
+        for old, new in zip(state.lattice, after.state.lattice, strict=True):
+            assert new.exponent == old.exponent - 1
+            assert np.max(np.abs(new.values() - old.values())) <= 2.0**new.exponent
+        assert after.state.chain_head == chain_next(state.chain_head, 4, after.state.model_hash, ())
 
     def test_the_chain_names_every_window_in_order(self) -> None:
         state = start().state
