@@ -25,6 +25,7 @@ from whimbrel.lifecycle import FOR_PEOPLE
 from whimbrel.participant import Participant
 
 TOKEN_VARIABLE = "WHIMBREL_TOKEN"  # noqa: S105  # the name of a variable
+AUTHORITY_VARIABLE = "WHIMBREL_AUTHORITY"
 REFUSED = 2
 
 
@@ -48,8 +49,17 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
     run.add_argument("url", help="the server's device listener, such as https://fleet.example")
     run.add_argument("--data", type=Path, required=True, help=".npz with arrays named like the model's inputs, and `label`")
-    run.add_argument("--state", type=Path, required=True, help="the device's own directory; keep it out of backups")
-    run.add_argument("--authority", required=True, metavar="ROOT_HEX", help="the fleet authority's root key")
+    run.add_argument(
+        "--state", type=Path, default=Path("whimbrel-state"), help="the device's own directory; keep it out of backups"
+    )
+    pinned = os.environ.get(AUTHORITY_VARIABLE, "")
+    run.add_argument(
+        "--authority",
+        default=pinned,
+        required=not pinned,
+        metavar="ROOT_HEX",
+        help=f"the fleet authority's root key; ${AUTHORITY_VARIABLE} does as well",
+    )
     run.add_argument("--token", default="", help=f"enrolment token, needed once; ${TOKEN_VARIABLE} does as well")
     run.add_argument("--once", action="store_true", help="leave after one contribution")
     _add_policy(run)
