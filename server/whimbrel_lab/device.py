@@ -7,6 +7,7 @@ again after a moment, on the same state directory.
 from __future__ import annotations
 
 import asyncio
+import logging
 import multiprocessing
 import os
 import random
@@ -60,6 +61,7 @@ class Spec:
 def live(spec: Spec) -> None:
     """Be a device until the process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its devices itself
+    logging.basicConfig(filename=spec.log.with_name("device.log"), format="%(asctime)s %(message)s", level=logging.INFO)
     asyncio.run(_live(spec))
 
 
