@@ -14,11 +14,12 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from whimbrel_kernels import IMPLEMENTATION, mask_add, ring_add
+from whimbrel_kernels import IMPLEMENTATION, _numpy, mask_add, ring_add, rotate
+from whimbrel_protocol.encoding import BLOCK
 
 Row: TypeAlias = dict[str, object]
 Call: TypeAlias = Callable[[int], object]
@@ -32,9 +33,10 @@ _PIECE_BYTES = 1 << 18  # stays in the second-level cache: the best case for the
 
 
 def run() -> list[Row]:
-    """All rows: ring_add against np.add and against itself unaligned, mask_add against OpenSSL's keystream."""
+    """All rows: ring_add against np.add and itself unaligned, rotate against its twin, mask_add against OpenSSL's keystream."""
     sizes = (2_000_000, 20_000_000)
     rows = [_ring_row(size) for size in sizes] + [_alignment_row(size) for size in sizes]
+    rows.append(_rotation_row(4_000_000))
     mask = _mask_row(2_000_000)
     return [*rows, mask] if mask else rows
 
@@ -57,6 +59,14 @@ def _alignment_row(size: int) -> Row:
         expected += np.frombuffer(bytes(view[1:-7]), np.uint64)
     _require_equal(shifted, expected * np.uint64(calls // len(pool)))
     return {"measure": f"ring_add at address + 1 / aligned, {_megabytes(size)}", "goal": 0.9, **row}
+
+
+def _rotation_row(size: int) -> Row:
+    theirs, ours = np.random.default_rng(1).normal(size=(1, size // 4)).astype(np.float32).repeat(2, axis=0)
+    signs = np.random.default_rng(2).bytes(size // 32)
+    row = _compare(lambda _: _numpy.rotate(theirs, signs, BLOCK), lambda _: rotate(ours, signs, BLOCK), 1)
+    _require_equal(ours, theirs)
+    return {"measure": f"rotate / NumPy's, {_megabytes(size)}", "goal": None if IMPLEMENTATION == "numpy" else 4.0, **row}
 
 
 def _mask_row(size: int) -> Row | None:
@@ -133,9 +143,9 @@ def _openssl_keystream() -> Callable[[npt.NDArray[np.uint64]], None] | None:
     return fill
 
 
-def _require_equal(ours: npt.NDArray[np.uint64], expected: npt.NDArray[np.uint64]) -> None:
+def _require_equal(ours: npt.NDArray[Any], expected: npt.NDArray[Any]) -> None:
     if not np.array_equal(ours, expected):
-        raise ArithmeticError(f"{IMPLEMENTATION}: the measured sum is not exact")
+        raise ArithmeticError(f"{IMPLEMENTATION}: the measured result is not exact")
 
 
 def _megabytes(size: int) -> str:

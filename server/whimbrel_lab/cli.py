@@ -58,7 +58,7 @@ def _window(arguments: argparse.Namespace) -> int:
 def _bench(arguments: argparse.Namespace) -> int:
     from whimbrel_lab import bench_kernels
 
-    bench_kernels.run()
+    bench_kernels.main()
     return 0
 
 
