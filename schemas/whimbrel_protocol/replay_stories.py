@@ -11,10 +11,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from whimbrel_protocol.collector import Collector
-from whimbrel_protocol.errors import ProtocolError
+from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_protocol.known_answers import Fields, MalformedError
 from whimbrel_protocol.member import Identity, Member
-from whimbrel_protocol.messages import U2, Done, MaskedHead, Open, Quorum, Shares, Survivors, Unmask, Vote, VoteKind
+from whimbrel_protocol.messages import (
+    U2,
+    Blame,
+    CanaryMasks,
+    Done,
+    MaskedHead,
+    Open,
+    Quorum,
+    Shares,
+    Survivors,
+    Unmask,
+    Vote,
+    VoteKind,
+)
 from whimbrel_protocol.objects import JoinEntry, Params, VectorSpec
 from whimbrel_protocol.primitives import HASH_BYTES, KEY_BYTES, SIGNATURE_BYTES, SigningKey
 from whimbrel_protocol.signed import Policy
@@ -93,6 +106,7 @@ class _MemberStory:
             "abort": Step((), self._abort),
             "quorum": Step(certificate, lambda step: self._member.on_quorum(_certificate(step))),
             "certificate": Step((*certificate, "verdict"), self._judge),
+            "blame": Step(("tau1",), lambda step: self._member.on_blame(Blame(step.hex("tau1", HASH_BYTES)))),
             "done": Step(("lane", "sum_sha256"), self._done),
             "restart": Step((), self._restart),
         }
@@ -181,6 +195,8 @@ class _ServerStory:
             "vote": Step(("i", "kind", "sig"), self._vote),
             "unmask": Step(("i", "present", "shares"), self._unmask),
             "finish": Step(("total", "sum_sha256"), self._finish),
+            "spoiled": Step(("total",), self._spoiled),
+            "canaries": Step(("i", "edges", "masks"), self._canaries),
         }
 
     def state(self) -> str:
@@ -206,6 +222,18 @@ class _ServerStory:
         result = self._collector.finish(bytearray(step.hex("total")))
         if result.sha256 != step.hex("sum_sha256", HASH_BYTES):
             raise MalformedError(step.path("sum_sha256"), f"is {result.sha256.hex()}")
+
+    def _spoiled(self, step: Fields) -> None:
+        """A finish that fails: the only refusal after which a story goes on."""
+        try:
+            self._collector.finish(bytearray(step.hex("total")))
+        except ProtocolError as refused:
+            if refused.code is Code.SPOILED_SUM:
+                return
+        raise MalformedError(step.path("total"), "does not give a spoiled sum")
+
+    def _canaries(self, step: Fields) -> None:
+        self._collector.on_canaries(CanaryMasks(_index(step), step.hex("edges"), step.hex("masks")))
 
 
 def _index(step: Fields) -> int:

@@ -13,7 +13,7 @@ from whimbrel_protocol.rules import bitmap
 from whimbrel_lab.bad_vectors.book import GOOD, Book
 from whimbrel_lab.bad_vectors.openings import params
 from whimbrel_lab.bad_vectors.scene import N, Window, policy
-from whimbrel_lab.bad_vectors.stories import ENDED, OTHER, VICTIM, Teller, bare, certificate, done, quorum
+from whimbrel_lab.bad_vectors.stories import ENDED, OTHER, VICTIM, Teller, bare, blame, certificate, done, quorum
 
 ALL = frozenset(range(N))
 FIVE = [0, 1, 3, 4, 6]
@@ -28,6 +28,7 @@ def write(book: Book) -> None:
     chapter.write_vectors()
     chapter.write_survivors()
     chapter.write_quorums()
+    chapter.write_blames()
     chapter.write_certificates()
     chapter.write_order()
     chapter.write_restarts()
@@ -166,6 +167,24 @@ class Chapter:
         yield "a signature left out", Code.QUORUM_MALFORMED, replace(good, sigs=good.sigs[:-64])
         yield "a signature of zeros", Code.QUORUM_SIGNATURE, replace(good, sigs=bytes(64) + good.sigs[64:])
         yield "votes under other members' names", Code.QUORUM_SIGNATURE, replace(good, idx=(0, 1, 2, 3, 4))
+
+    # --- BLAME --------------------------------------------------------------------------------------------------------
+
+    def write_blames(self) -> None:
+        """What a member tells of a spoiled sum, once, after its own UNMASK."""
+        released = [*self.voted, quorum(self.commit(FIVE))]
+        tau1 = self.window.collector.tau1
+        left_out = self.teller.survivors(self.survivors_of(ALL - {VICTIM}))
+        excluded = [*self.masked, left_out, quorum(self.commit(FIVE, ALL - {VICTIM}))]
+        self.tell("BLAME: good", GOOD, [*released, blame(tau1)], "shown")
+        self.tell("BLAME: again", GOOD, [*released, blame(tau1), blame(tau1)], "shown")
+        for name, code, steps, state in (
+            ("of another window", Code.BLAME_OTHER_WINDOW, [*released, blame(bytes(32))], ENDED),
+            ("for a member that is not in the sum", Code.BLAME_NOT_SURVIVED, [*excluded, blame(tau1)], ENDED),
+            ("before UNMASK", Code.OUT_OF_TURN, [*self.voted, blame(tau1)], COMMITTED),
+            ("another, after the first", Code.SECOND_BODY, [*released, blame(tau1), blame(bytes(32))], "shown"),
+        ):
+            self.tell(f"BLAME: {name}", code, steps, state)
 
     # --- what frees an update -----------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from whimbrel_protocol.collector import Collector
 from whimbrel_protocol.errors import Code
-from whimbrel_protocol.messages import MaskedHead, Shares, Unmask, Vote, VoteKind
+from whimbrel_protocol.messages import CanaryMasks, MaskedHead, Shares, Unmask, Vote, VoteKind
 from whimbrel_protocol.transcript import shares_body, vote_body
 
 from whimbrel_lab.bad_vectors.book import GOOD, Book
@@ -16,7 +16,8 @@ from whimbrel_lab.bad_vectors.scene import SPEC, N, Window
 from whimbrel_lab.bad_vectors.stories import bare
 
 LAST = N - 1
-SHARE, MASK, VOTE, ABORTING, ABORTED_, UNMASK = "share", "mask", "vote", "aborting", "aborted", "unmask"
+SHARE, MASK, VOTE, ABORTING, ABORTED = "share", "mask", "vote", "aborting", "aborted"
+UNMASK, FAILED = "unmask", "failed"
 
 
 def write(book: Book) -> None:
@@ -28,6 +29,7 @@ def write(book: Book) -> None:
     chapter.write_votes()
     chapter.write_answers()
     chapter.write_sums()
+    chapter.write_canaries()
 
 
 def shares(message: Shares) -> dict[str, Any]:
@@ -53,6 +55,11 @@ def vote(message: Vote) -> dict[str, Any]:
 def unmask(message: Unmask) -> dict[str, Any]:
     """Revealed shares arrive."""
     return {"step": "unmask", **vars(message)}
+
+
+def canaries(message: CanaryMasks) -> dict[str, Any]:
+    """The masks of canary words arrive."""
+    return {"step": "canaries", **vars(message)}
 
 
 class Chapter:
@@ -159,7 +166,7 @@ class Chapter:
         aborts = [Vote(i, VoteKind.ABORT, self._sign(i, "vote", vote_body(tau0, VoteKind.ABORT))) for i in range(N)]
         asked = [*self.masking, bare("ask abort")]
         self.tell("VOTE: t commits", GOOD, self.unmasking, UNMASK)
-        self.tell("VOTE: t aborts", GOOD, [*asked, *map(vote, aborts[:5])], ABORTED_)
+        self.tell("VOTE: t aborts", GOOD, [*asked, *map(vote, aborts[:5])], ABORTED)
         nothing = bytes(64)
         for name, code, steps, state in (
             ("a signature of zeros", Code.BAD_SIGNATURE, [*self.voting, vote(replace(honest, sig=nothing))], VOTE),
@@ -169,7 +176,7 @@ class Chapter:
             ("a commit before the survivors are fixed", Code.OUT_OF_TURN, [*self.masked, vote(honest)], MASK),
             ("both kinds of one member", Code.SECOND_BODY, [*asked, vote(aborts[0]), vote(honest)], ABORTING),
             ("after the quorum", Code.TOO_LATE, [*self.unmasking, self.votes[LAST]], UNMASK),
-            ("after the abort", Code.TOO_LATE, [*asked, *map(vote, aborts[:6])], ABORTED_),
+            ("after the abort", Code.TOO_LATE, [*asked, *map(vote, aborts[:6])], ABORTED),
         ):
             self.tell(f"VOTE: {name}", code, steps, state)
 
@@ -214,9 +221,27 @@ class Chapter:
                 UNMASK,
             ),
             ("of another length", Code.MASKED_MALFORMED, [*enough, finish(total[:-8])], UNMASK),
-            ("of a wrong vector", Code.SPOILED_SUM, [*enough, finish(spoilt)], "failed"),
+            ("of a wrong vector", Code.SPOILED_SUM, [*enough, finish(spoilt)], FAILED),
         ):
             self.tell(f"the sum {name}", expect, steps, state)
+
+    # --- CANARIES -----------------------------------------------------------------------------------------------------
+
+    def write_canaries(self) -> None:
+        """What survivors tell of a spoiled sum; its truth is judged elsewhere."""
+        total = self.window.total()
+        spoilt = {"step": "spoiled", "total": bytes([total[0] ^ 1]) + total[1:]}
+        failed = [*self.unmasking, *self.answers[:5], spoilt]
+        honest = CanaryMasks(0, b"\x7e", bytes(16 * 6))
+        self.tell("CANARIES: good", GOOD, [*failed, canaries(honest)], FAILED)
+        for name, code, message in (
+            ("with an edge to itself", Code.CANARIES_MALFORMED, replace(honest, edges=b"\x7f", masks=bytes(16 * 7))),
+            ("with a mask left out", Code.CANARIES_MALFORMED, replace(honest, masks=bytes(16 * 5))),
+            ("with a padding bit", Code.CANARIES_MALFORMED, replace(honest, edges=b"\xfe", masks=bytes(16 * 7))),
+            ("of no member", Code.NO_SUCH_MEMBER, replace(honest, i=N)),
+        ):
+            self.tell(f"CANARIES: {name}", code, [*failed, canaries(message)], FAILED)
+        self.tell("CANARIES: before the sum", Code.OUT_OF_TURN, [*self.unmasking, canaries(honest)], UNMASK)
 
 
 def _sum(window: Window) -> bytes:

@@ -108,6 +108,11 @@ def _votes(message: Quorum) -> Story:
     return {"kind": int(message.kind), "tau1": message.tau1, "u3": message.u3, **votes}
 
 
+def blame(tau1: bytes) -> Story:
+    """The sum is spoiled: what were the canaries masked with?"""
+    return {"step": "blame", "tau1": tau1}
+
+
 def done(lane: bytes = LANE) -> Story:
     """The receipt."""
     return {"step": "done", "lane": lane, "sum_sha256": bytes(32)}
