@@ -66,7 +66,7 @@ def _rotation_row(size: int) -> Row:
     signs = np.random.default_rng(2).bytes(size // 32)
     row = _compare(lambda _: _numpy.rotate(theirs, signs, BLOCK), lambda _: rotate(ours, signs, BLOCK), 1)
     _require_equal(ours, theirs)
-    return {"measure": f"rotate / NumPy's, {_megabytes(size)}", "goal": None if IMPLEMENTATION == "numpy" else 4.0, **row}
+    return {"measure": f"rotate / NumPy's, {_megabytes(size)}", "goal": None if IMPLEMENTATION == "numpy" else 3.0, **row}
 
 
 def _mask_row(size: int) -> Row | None:
