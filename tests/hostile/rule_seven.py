@@ -155,7 +155,7 @@ class Plot:
     def recovered(self) -> bytes | None:
         """The client's packed update, or None where a secret that it takes did not become known."""
         quorum = self.quorum()
-        if quorum is not None and not self.revealed:
+        if quorum is not None and not {one.i for one in self.revealed} & self.indices(self.actors):
             self._release(quorum)
         v, t = self.client, self.collector.t
         seed = secret_of(self.revealed, v, N, t)
