@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 FUZZ_EXAMPLES ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench fuzz build-binary schema lock clean
+.PHONY: help demo test check check-deep bench fuzz build-binary schema lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -25,11 +25,14 @@ check: $(STAMP) ## lint, types, import arrows, schema conformance, C kernels und
 	@command -v $(or $(CC),cc) >/dev/null || { echo "check: a C compiler is missing; the kernels' sanitizer run needs one"; exit 1; }
 	@$(MAKE) --no-print-directory -C cext/tests
 
+check-deep: $(STAMP) ## search six-member windows exhaustively, and the model's two searches against each other (minutes)
+	@$(BIN)/python -m pytest -q -s -o timeout=1800 -m deep tests/model
+
 bench: $(STAMP) ## print speed ratios, each against its baseline in the same run
 	@$(BIN)/whimbrel-lab bench
 
 fuzz: $(STAMP) ## throw FUZZ_EXAMPLES (100,000) mutated messages at each parser
-	@FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q -o timeout=7200 tests/test_fuzz.py
+	@FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q -o timeout=7200 tests/test_fuzz.py tests/test_fuzz_windows.py tests/test_fuzz_endpoints.py
 
 build-binary: $(STAMP) ## build dist/whimbrel-server, one file, and ask it for its health
 	@$(BIN)/python -m whimbrel_lab.binary
