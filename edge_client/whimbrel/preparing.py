@@ -95,7 +95,7 @@ def prepare(device: Device, assignment: Assignment) -> Script[Prepared]:
     """
     base = yield from _base(device, assignment)
     for record in device.state.updates:
-        if record.basis == base.basis and record.state in UNSENT and base.takes(record, device.state.policy):
+        if record.basis == base.basis and record.state in UNSENT:
             words = yield Load(record.words_file)
             if words is not None and sha256(words) == record.words_sha256:
                 return Prepared(base, record, words)

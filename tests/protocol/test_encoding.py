@@ -154,11 +154,12 @@ def test_stochastic_rounding_is_unbiased_after_the_rotation() -> None:
     assert np.abs(np.mean(means, axis=0) - update.update).max() < 4.5 / 32 / 20
 
 
-def test_windows_of_one_version_under_two_policies_add_up() -> None:
-    encoding, other = encoding_of(50, scale=2048.0, rotate=True), bytes(32)
+def test_windows_of_one_version_under_several_policies_add_up() -> None:
+    encoding = encoding_of(50, scale=2048.0, rotate=True)
     first, second = measured(np.full(50, 0.05)), measured(np.linspace(-0.1, 0.1, 50))
-    totals = [summed(encoding, [first, second]), summed(encoding, [first], other), summed(encoding, [second])]
-    expected = (2 * first.update + 2 * second.update) / 4
+    cohorts = [([first, second], LANE), ([first], bytes(32)), ([second], LANE), ([second, second], b"c" * 32)]
+    totals = [summed(encoding, cohort, lane) for cohort, lane in cohorts]
+    expected = (2 * first.update + 4 * second.update) / 6
     assert np.allclose(mean_update(encoding, totals), expected, atol=1e-3)
     assert np.array_equal(mean_update(encoding, totals), mean_update(encoding, totals[::-1]))
     with pytest.raises(RuleError) as refused:
