@@ -109,8 +109,9 @@ async def _devices(office: Office, request: web.Request) -> web.Response:
     if not re.fullmatch(r"[0-9]{1,5}", limit) or not 1 <= int(limit) <= 10_000:
         raise ProtocolError(Code.BAD_REQUEST, "limit is 1 to 10000")
     start = _hex(after, 16, Code.UNKNOWN_DEVICE) if after else b""
-    found = await office.coordinator.services.rounds.devices(start, int(limit))
-    return _json([views.device(record) for record in found])
+    rounds, now = office.coordinator.services.rounds, office.coordinator.now()
+    found, blames = await rounds.devices(start, int(limit)), await rounds.blames()
+    return _json([views.device(one, [b for b in blames if b.device == one.device], now) for one in found])
 
 
 # --- models and tasks -----------------------------------------------------------------------------------------------
@@ -185,13 +186,17 @@ async def _model(office: Office, request: web.Request) -> web.Response:
 
 async def _windows(office: Office, request: web.Request) -> web.Response:
     record = await office.coordinator.catalogue.record(request.match_info["name"])
-    found = await office.coordinator.services.rounds.windows(record.name, 10_000)
-    return _json([views.window(each, office.coordinator.windows.get(each.tau0)) for each in found])
+    rounds = office.coordinator.services.rounds
+    found, blames = await rounds.windows(record.name, 10_000), await rounds.blames()
+    by_window = {each.tau0: [one for one in blames if one.tau0 == each.tau0] for each in found} if blames else {}
+    live = office.coordinator.windows
+    return _json([views.window(each, live.get(each.tau0), by_window.get(each.tau0, ())) for each in found])
 
 
 async def _window(office: Office, request: web.Request) -> web.Response:
     tau0 = _hex(request.match_info["tau0"], 32, Code.UNKNOWN_WINDOW)
-    return _json(views.window(await office.coordinator.record(tau0), office.coordinator.windows.get(tau0)))
+    record, blames = await office.coordinator.record(tau0), await office.coordinator.services.rounds.blames(tau0=tau0)
+    return _json(views.window(record, office.coordinator.windows.get(tau0), blames))
 
 
 async def _sum(office: Office, request: web.Request) -> web.Response:

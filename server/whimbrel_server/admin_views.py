@@ -5,6 +5,7 @@ What belongs here: the shape of the admin listener's answers. What does not: how
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from whimbrel_protocol.objects import Certificate, Params
@@ -14,7 +15,7 @@ from whimbrel_protocol.signed import VersionHeader
 from whimbrel_server import ended
 from whimbrel_server.events import TaskView
 from whimbrel_server.fleet import Fleet
-from whimbrel_server.storage.records import DeviceRecord, TaskRecord, VersionRecord, WindowRecord
+from whimbrel_server.storage.records import BlameRecord, DeviceRecord, TaskRecord, VersionRecord, WindowRecord
 from whimbrel_server.windows import LiveWindow
 
 View = dict[str, Any]
@@ -38,8 +39,9 @@ def policy(fleet: Fleet) -> View:
     }
 
 
-def device(record: DeviceRecord) -> View:
-    """One device."""
+def device(record: DeviceRecord, blames: Sequence[BlameRecord], now: float) -> View:
+    """One device, with what it was blamed for and the end of its quarantine, if it is in one."""
+    until = max((one.until for one in blames), default=0.0)
     return {
         "device": record.device.hex(),
         "first_seen": record.first_seen,
@@ -48,6 +50,21 @@ def device(record: DeviceRecord) -> View:
         "protocol": record.protocol,
         "contributions": record.contributions,
         "certificate_not_after": Certificate.decode(record.certificate).not_after,
+        "quarantined_until": until if until > now else None,
+        "blames": [blame(one) for one in blames],
+    }
+
+
+def blame(record: BlameRecord) -> View:
+    """Why a device was blamed: `suspects` are all of whom at least one did it, and it alone where there is no other."""
+    return {
+        "device": record.device.hex(),
+        "window": record.tau0.hex(),
+        "kind": record.kind,
+        "detail": record.detail,
+        "suspects": [device.hex() for device in record.suspects],
+        "blamed_at": record.blamed_at,
+        "until": record.until or None,
     }
 
 
@@ -87,8 +104,8 @@ def version(record: VersionRecord) -> View:
     }
 
 
-def window(record: WindowRecord, live: LiveWindow | None) -> View:
-    """One window; `live` while it runs."""
+def window(record: WindowRecord, live: LiveWindow | None, blames: Sequence[BlameRecord]) -> View:
+    """One window, with who was blamed in it; `live` while it runs."""
     params = Params.decode(record.params)
     members = ended.devices(record)
 
@@ -112,6 +129,8 @@ def window(record: WindowRecord, live: LiveWindow | None) -> View:
         "applied_in": record.applied_in,
         "opened_at": record.opened_at,
         "closed_at": record.closed_at,
+        "failure": record.failure or None,
+        "blames": [blame(one) for one in blames],
         "dropped": dict(live.run.dropped if live else record.dropped),
         "durations": {name: round(spent, 3) for name, spent in live.run.durations.items()} if live else None,
     }

@@ -131,9 +131,19 @@ def _task_list(arguments: argparse.Namespace) -> None:
 def _device_list(arguments: argparse.Namespace) -> None:
     client, after, rows = AdminClient(DataDir(arguments.dir)), "", list[tuple[object, ...]]()
     while page := client.get(f"/v1/devices?after={after}"):
-        rows += [(d["device"], _date(d["last_seen"]), d["contributions"], d["app_version"]) for d in page]
+        rows += [(d["device"], _date(d["last_seen"]), d["contributions"], d["app_version"], _blame(d)) for d in page]
         after = page[-1]["device"]
-    _print_table(("device", "last seen", "contributions", "app"), rows)
+    _print_table(("device", "last seen", "contributions", "app", "blamed"), rows)
+
+
+def _blame(device: dict[str, Any]) -> str:
+    """Say what a device was last blamed for, and until when it gets no work."""
+    if not device["blames"]:
+        return ""
+    last, until = device["blames"][-1], device["quarantined_until"]
+    others = "" if len(last["suspects"]) == 1 else f" (one of {len(last['suspects'])})"
+    rest = f", no work until {_date(until)}" if until else ""
+    return f"{last['kind']}{others} in {last['window'][:8]}{rest}"
 
 
 def _window_list(arguments: argparse.Namespace) -> None:

@@ -83,6 +83,16 @@ class Work(Section, frozen=True):
     inline_bytes: Annotated[int, Meta(ge=0)] = 256 * 2**10
 
 
+class Quarantine(Section, frozen=True):
+    """How long a device gets no work that was found at fault in a window, in seconds (0: not at all).
+
+    `seconds` for who is at fault for certain, `suspect_seconds` for each of several of whom one spoiled a window.
+    """
+
+    seconds: Annotated[float, Meta(ge=0)] = 86_400.0
+    suspect_seconds: Annotated[float, Meta(ge=0)] = 3600.0
+
+
 class Log(Section, frozen=True):
     """What is logged: `debug`, `info`, `warning` or `error`, as one JSON object a line."""
 
@@ -97,6 +107,7 @@ class Config(Section, frozen=True):
     admin: Admin = Admin()
     limits: Limits = Limits()
     work: Work = Work()
+    quarantine: Quarantine = Quarantine()
     log: Log = Log()
 
 

@@ -240,6 +240,8 @@ class Coordinator:
                     follows = self.engine.window_failed(window_id, now, survivors)
             if outcome != "done":
                 del self._tau0[window_id]
+            for one in window.blamed:
+                follows = [*follows, *self.engine.quarantine(one.device, one.until, now)]
             self.spawn(self.carry_out(follows))
         asyncio.get_running_loop().call_later(_LINGER_S, self._forget, window)
 

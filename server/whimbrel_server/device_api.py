@@ -27,10 +27,16 @@ from whimbrel_server.hot_blobs import HotBlobs
 from whimbrel_server.listener import note_request, when_lost
 from whimbrel_server.metrics import METRICS, Metrics, counted
 from whimbrel_server.problems import errors_as, failure, nowhere, numbered
-from whimbrel_server.windows import LiveWindow
+from whimbrel_server.windows import LiveWindow, Posted
 
 OCTETS = "application/octet-stream"
-PHASES_POSTED: dict[str, type] = {"shares": m.Shares, "masked": m.MaskedHead, "vote": m.Vote, "unmask": m.Unmask}
+PHASES_POSTED: dict[str, type] = {
+    "shares": m.Shares,
+    "masked": m.MaskedHead,
+    "vote": m.Vote,
+    "unmask": m.Unmask,
+    "canaries": m.CanaryMasks,
+}
 _FOREVER = {hdrs.CACHE_CONTROL: "public, max-age=31536000, immutable", hdrs.ACCEPT_RANGES: "bytes"}
 _RANGE = re.compile(r"bytes=([0-9]{0,15})-([0-9]{0,15})")
 PHASES_POLLED = ("u2", "survivors", "quorum", "done")
@@ -89,7 +95,7 @@ async def _report(call: Call, message: m.Report) -> m.Message:
     return m.Accepted()
 
 
-async def _post_phase(call: Call, message: m.Shares | m.MaskedHead | m.Vote | m.Unmask) -> m.Message:
+async def _post_phase(call: Call, message: Posted) -> m.Message:
     window, i = await _live(call, isinstance(message, m.Vote))
     if message.i != i:
         raise RuleError(Code.NOT_YOURS, f"member {message.i} is another device; this one is member {i}")

@@ -26,7 +26,7 @@ def waits_for_votes(record: WindowRecord) -> bool:
 def answer(record: WindowRecord, phase: str, device: bytes) -> m.Message:
     """Return what a member of an ended window gets for a phase.
 
-    Raises RuleError NOT_YOURS, SPOILED_SUM for the receipt of a failed window, PHASE_OVER for what is no longer told.
+    Raises RuleError NOT_YOURS, PHASE_OVER for what is no longer told, and for the receipt of a failed window what it failed of.
     """
     if device not in devices(record):
         raise RuleError(Code.NOT_YOURS, "this device is not in the window's roster")
@@ -35,7 +35,8 @@ def answer(record: WindowRecord, phase: str, device: bytes) -> m.Message:
     if record.state == "aborted":
         return m.Survivors(b"", b"", abort=True)
     if phase == "done" and record.state == "failed":
-        raise RuleError(Code.SPOILED_SUM)
+        failure = next((code for code in Code if code == record.failure), Code.SHORTAGE)
+        raise RuleError(failure, "the window's sum was lost: its updates stay spent")
     if phase == "done" and record.sum_sha256 is not None:
         return m.Done(record.lane, record.sum_sha256)
     raise RuleError(Code.PHASE_OVER)

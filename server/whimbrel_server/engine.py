@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 from whimbrel_protocol.errors import Code, RuleError
@@ -71,6 +72,7 @@ class Engine:
         self._late: dict[bytes, Assignment] = {}  # by device: those that were in training when their lane closed
         self._tickets: dict[bytes, _Ticket] = {}
         self._opened: dict[bytes, Ready] = {}  # by device: the last entry that stood in an OPEN
+        self._quarantine: dict[bytes, float] = {}  # by device: when it ends
         self._sleepers = Sleepers()
         self._timers: Timers[list[Effect]] = Timers()
 
@@ -125,6 +127,8 @@ class Engine:
         for task in tasks:
             task.saw(device)
         self._lost_its_work(device)
+        if device in self._quarantine:
+            return CheckInAnswer(None, self._quarantine[device] - now), effects
         held = self._held.get(device)
         if held is not None and self._tasks[held.task] in tasks:
             return CheckInAnswer(held, 0.0), effects
@@ -176,13 +180,41 @@ class Engine:
             return 0.0
         return max(0.0, min(task.began + task.round_s, task.deadline) - now)
 
+    # --- quarantine -----------------------------------------------------------------------------------------------------
+
+    def quarantine(self, device: bytes, until: float, now: float) -> list[Effect]:
+        """A device was found at fault: it gets no work and joins no window until then, the longest of several counting.
+
+        A window that it stands in goes on with it.
+        """
+        effects = self.tick(now)
+        if until <= max(now, self._quarantine.get(device, 0.0)):
+            return effects
+        self._quarantine[device] = until
+        self._timers.at(until, self._quarantine_ends, device)
+        held = self._held.get(device)
+        if held is None or device in self._tasks[held.task].in_window:
+            return effects
+        task = self._tasks[held.task]
+        task.vacate(device)
+        self._release(device, task)
+        self._assignments.pop(held.id, None)
+        return effects + self._consider(task, now)
+
+    def _quarantine_ends(self, now: float, device: bytes) -> list[Effect]:
+        if self._quarantine.get(device, inf) <= now:
+            del self._quarantine[device]
+        return []
+
     # --- joining ----------------------------------------------------------------------------------------------------
 
     def assignment(self, assignment_id: bytes, device: bytes) -> Assignment:
         """A device's assignment, so that its entry can be checked against that lane.
 
-        Raises STALE_VERSION where it is unknown, expired or its lane closed, NOT_YOURS for another device's.
+        Raises STALE_VERSION where it is unknown, expired or its lane closed, NOT_YOURS for another device's, QUARANTINED.
         """
+        if device in self._quarantine:
+            raise RuleError(Code.QUARANTINED)
         found = self._assignments.get(assignment_id)
         if found is None:
             raise RuleError(Code.STALE_VERSION, "the assignment is unknown or has expired")

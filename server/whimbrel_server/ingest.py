@@ -80,14 +80,17 @@ class Upload:
         if turn != self._turn:
             raise ProtocolError(Code.BAD_OFFSET, "another request took this upload over, or its phase ended")
 
-    def finish(self, accumulator: Accumulator, accept: Callable[[], None]) -> asyncio.Task[None]:
-        """Verify and add the whole vector, once however often this is called; a caller that goes away stops nothing."""
+    def finish(self, accumulator: Accumulator, accept: Callable[[bytes], None]) -> asyncio.Task[None]:
+        """Verify and add the whole vector, once however often this is called; a caller that goes away stops nothing.
+
+        `accept` is called with the vector's first and last word.
+        """
         if self.finishing is None:
             self._turn += 1
             self.finishing = asyncio.create_task(self._finish(accumulator, accept))
         return self.finishing
 
-    async def _finish(self, accumulator: Accumulator, accept: Callable[[], None]) -> None:
+    async def _finish(self, accumulator: Accumulator, accept: Callable[[bytes], None]) -> None:
         staged = self._staged
         try:
             await accumulator.take(staged, self.sha256, accept)
@@ -122,11 +125,11 @@ class Accumulator:
         self._total: bytearray | None = None
         self._broken = False
 
-    async def take(self, staged: StagedVector, sha256: bytes, accept: Callable[[], None]) -> None:
+    async def take(self, staged: StagedVector, sha256: bytes, accept: Callable[[bytes], None]) -> None:
         """Verify `staged` and add it.
 
-        `accept` is called on the event loop once the hash is right; where it raises, nothing is added. Where it does not,
-        the addition is queued in the same step: whatever is given to the worker after `accept`, such as `copy`, sees it.
+        `accept` is called with its first and last word, on the event loop, once the hash is right; where it raises, nothing
+        is added. Where it does not, the addition is queued in the same step: whatever is given to the worker after `accept`, such as `copy`, sees it.
         Raises ProtocolError UPLOAD_HASH.
         """
         digest = hashlib.sha256()
@@ -135,7 +138,7 @@ class Accumulator:
             await self._run(partial(_hash, digest, staged, start, min(start + step, self._size)))
         if digest.digest() != sha256:
             raise ProtocolError(Code.UPLOAD_HASH)
-        accept()
+        accept(await self._run(partial(_ends, staged, self._size)))
         await self._run(lambda: self._add(staged))
 
     async def copy(self) -> bytes:
@@ -158,6 +161,10 @@ class Accumulator:
         for position, piece in staged.pieces(0, self._size):
             ring_add(total[position : position + len(piece)], piece)
         self._broken = False
+
+
+def _ends(staged: StagedVector, size: int) -> bytes:
+    return b"".join(bytes(piece) for at in (0, size - WORD) for _, piece in staged.pieces(at, at + WORD))
 
 
 def _hash(digest: hashlib._Hash, staged: StagedVector, start: int, stop: int) -> None:

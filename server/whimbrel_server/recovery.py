@@ -75,6 +75,7 @@ def _assemble(
         staging=Staging(data.spill, limits.staging_bytes, limits.spill_bytes, limits.block_bytes),
         pace=Pace(limits.upload_bytes_per_s, limits.upload_grace_s),
         inline_bytes=config.work.inline_bytes,
+        quarantine=config.quarantine,
     )
     workers = Workers(config.work.threads)
     catalogue = Catalogue(rounds, services.blobs, workers, fleet)
@@ -90,6 +91,8 @@ async def _restore(coordinator: Coordinator, stored: Recovery) -> None:
         for entry in window.roster:
             decoded = JoinEntry.decode(entry)
             coordinator.engine.entry_used(decoded.device, decoded.seq, float(decoded.expires), entry)
+    for device, until in stored.quarantined.items():
+        coordinator.engine.quarantine(device, until, coordinator.now())
     windows = [await _restore_window(coordinator, window, events) for window, events in stored.unfinished]
     for task in stored.tasks:
         if task.name in stored.current:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from whimbrel_protocol.blame import Fault
+
 from whimbrel_server.storage.records import EventRecord
 
 
@@ -28,7 +30,10 @@ class FixU2:
 
 @dataclass(frozen=True)
 class FixSurvivors:
-    """Copy the accumulator behind all its adds, keep the copy, the bitmap of survivors and their heads, then `settle`."""
+    """Copy the accumulator behind all its adds, keep the copy, the bitmap of survivors and their events, then `settle`.
+
+    `heads` are their announcements (`masked`) and the canary words of their vectors (`canaries`), as far as known.
+    """
 
     u3: bytes
     heads: tuple[EventRecord, ...]
@@ -55,9 +60,17 @@ class FixAbort:
 
 @dataclass(frozen=True)
 class GiveUp:
-    """Keep that the window ends without a sum: `aborted` or `failed`."""
+    """Keep that the window ends without a sum: `aborted`, or `failed` with an error number that its survivors are told."""
 
     state: str
+    failure: int = 0
+
+
+@dataclass(frozen=True)
+class Blamed:
+    """Keep who was found at fault, for a quarantine."""
+
+    faults: tuple[Fault, ...]
 
 
 @dataclass(frozen=True)
@@ -72,4 +85,4 @@ class Wake:
     """Wake who waits for the window's next answer."""
 
 
-WindowEffect = Log | FixU2 | FixSurvivors | FixQuorum | RunUnmasking | FixAbort | GiveUp | Closed | Wake
+WindowEffect = Log | FixU2 | FixSurvivors | FixQuorum | RunUnmasking | FixAbort | GiveUp | Blamed | Closed | Wake

@@ -39,12 +39,13 @@ def restore(
 def _history(record: WindowRecord, events: Sequence[EventRecord]) -> list[Event]:
     """The collector's events as storage kept them, with the decisions that it kept as fixed sets."""
     bodies = {kind: [event.body for event in events if event.kind == kind] for kind in ("shares", "masked", "vote", "unmask")}
+    canaries = {event.member: event.body for event in events if event.kind == "canaries"}
     heads = [wire.decode(body, MaskedHead) for body in bodies["masked"]]
     votes = [wire.decode(body, Vote) for body in bodies["vote"]]
     history: list[Event] = [wire.decode(body, Shares) for body in bodies["shares"]]
     if record.u2 is not None:
         history.append(Decision.CLOSE_SHARES)
-    history += [*heads, *(Arrived(head.i) for head in heads)]
+    history += [*heads, *(Arrived(head.i, canaries.get(head.i, b"")) for head in heads)]
     if record.u3 is not None:
         history.append(Decision.CLOSE_MASKED)
     if record.u3 is None or record.state == "aborted" or any(vote.kind is VoteKind.ABORT for vote in votes):

@@ -7,7 +7,7 @@ times are Unix seconds.
 
     SHARE -> FIX_U2 -> MASK -> FIX_SURVIVORS -> VOTE -> FIX_QUORUM -> UNMASK -> UNMASKING -> DONE
       any shortage before the quorum: ABORT -> FIX_ABORT -> ABORTED (from VOTE on, late commits may still win)
-      after the quorum never an abort: FAILED when the answers do not come, or the sum is spoiled
+      after the quorum never an abort: FAILED when the answers do not come, or the sum is spoiled (then after BLAME)
 """
 
 from __future__ import annotations
@@ -21,13 +21,28 @@ from statistics import median
 from whimbrel_protocol import wire
 from whimbrel_protocol.collector import Arrived, Collector
 from whimbrel_protocol.errors import Code, ProtocolError, RuleError
-from whimbrel_protocol.messages import U2, Done, MaskedHead, Message, Open, Quorum, Shares, Survivors, Unmask, Vote, VoteKind
+from whimbrel_protocol.messages import (
+    U2,
+    Blame,
+    CanaryMasks,
+    Done,
+    MaskedHead,
+    Message,
+    Open,
+    Quorum,
+    Shares,
+    Survivors,
+    Unmask,
+    Vote,
+    VoteKind,
+)
 from whimbrel_protocol.rules import bitmap
 from whimbrel_protocol.window import Discarded, Outcome, ServerState, Shortage
 
 from whimbrel_server.settings import WindowLimits
 from whimbrel_server.storage.records import EventRecord
 from whimbrel_server.window_effects import (
+    Blamed,
     Closed,
     FixAbort,
     FixQuorum,
@@ -57,6 +72,7 @@ class Phase(Enum):
     FIX_QUORUM = "fix quorum"
     UNMASK = "unmask"
     UNMASKING = "unmasking"
+    BLAME = "blame"
     DONE = "done"
     ABORT = "abort"
     FIX_ABORT = "fix abort"
@@ -65,7 +81,7 @@ class Phase(Enum):
 
 
 _ABORTING = (Phase.ABORT, Phase.FIX_ABORT, Phase.ABORTED)
-_QUORUM_SHOWN = (Phase.UNMASK, Phase.UNMASKING, Phase.DONE, Phase.FAILED)
+_QUORUM_SHOWN = (Phase.UNMASK, Phase.UNMASKING, Phase.BLAME, Phase.DONE, Phase.FAILED)
 _U2_SHOWN = (Phase.MASK, Phase.FIX_SURVIVORS, Phase.VOTE, Phase.FIX_QUORUM, *_QUORUM_SHOWN)
 _SURVIVORS_SHOWN = (Phase.VOTE, Phase.FIX_QUORUM, *_QUORUM_SHOWN)
 
@@ -84,6 +100,7 @@ class WindowRun:
         self._given_up = 0  # members, by closing early
         self._hopeless = False  # the engine was told that there will be no sum
         self._attempted = 0  # responses that the last unmasking had
+        self._failure = Code.SHORTAGE  # why there is no sum, until something else is known
         self._began = now
         self._ends: float | None = None
         self._enter(Phase.SHARE, now)
@@ -95,6 +112,7 @@ class WindowRun:
             Phase.MASK: limits.mask_s,
             Phase.VOTE: limits.vote_s,
             Phase.UNMASK: limits.unmask_s + limits.patience_s,  # late answers are welcome: the updates are spent
+            Phase.BLAME: limits.unmask_s,
             Phase.ABORT: limits.patience_s,
         }
         if phase is not self.phase:
@@ -117,13 +135,14 @@ class WindowRun:
         self.here(message.i)
         return []
 
-    def on_vector(self, i: int, now: float) -> list[WindowEffect]:
+    def on_vector(self, i: int, now: float, canaries: bytes = b"") -> list[WindowEffect]:
         """Member `i`'s vector is complete and verified; it may be added to the sum if this does not raise.
 
-        Discarded is raised for a vector that was taken before, too: it must not be added twice.
+        `canaries` are its first and last word: without them nobody can be blamed for a wrong one. Discarded is raised for a
+        vector that was taken before, too: it must not be added twice.
         """
         repeats = self.collector.counts[Outcome.REPEATED]
-        self._take("vector", lambda: self.collector.on_vector(i))
+        self._take("vector", lambda: self.collector.on_vector(i, canaries))
         if self.collector.counts[Outcome.REPEATED] > repeats:
             raise Discarded(Code.TOO_LATE, f"the vector of member {i} was taken before")
         return self._answered(i, Phase.MASK, now)
@@ -142,6 +161,15 @@ class WindowRun:
         self._take("unmask", lambda: self.collector.on_unmask(message))
         self._answers.setdefault(message.i, now - self._began)
         return [_log("unmask", message.i, message), *self._try_unmasking()]
+
+    def on_canaries(self, message: CanaryMasks, now: float) -> list[WindowEffect]:
+        """Take what a survivor says of its masks on the canary words; with the last one the window fails."""
+        if self.phase is not Phase.BLAME and message.i not in self.collector.told:
+            self.counts["canaries", Outcome.DISCARDED.value] += 1
+            raise Discarded(Code.TOO_LATE, "nobody is asked for canary masks now")
+        self._take("canaries", lambda: self.collector.on_canaries(message))
+        heard = len(self.collector.told) == len(self.collector.u3)
+        return self._fail(now) if heard and self.phase is Phase.BLAME else []
 
     def _take(self, kind: str, take: Callable[[], None]) -> None:
         before = Counter(self.collector.counts)
@@ -185,7 +213,7 @@ class WindowRun:
                 return self._close(now)
             case Phase.VOTE:
                 return self._ask_abort(now)
-            case Phase.UNMASK:
+            case Phase.UNMASK | Phase.BLAME:
                 return self._fail(now)
             case Phase.ABORT:
                 return self._give_up_hope()
@@ -232,9 +260,14 @@ class WindowRun:
         except Shortage:
             return self._ask_abort(now)
         self._enter(Phase.FIX_SURVIVORS, now)
-        heads = [event for event in collector.events() if isinstance(event, MaskedHead) and event.i in collector.u3]
-        records = tuple(EventRecord("masked", head.i, wire.encode(head)) for head in heads)
-        return [FixSurvivors(bitmap(collector.u3, collector.n), records)]
+        return [FixSurvivors(bitmap(collector.u3, collector.n), tuple(self._survivors_events()))]
+
+    def _survivors_events(self) -> Iterable[EventRecord]:
+        for event in self.collector.events():
+            if isinstance(event, MaskedHead) and event.i in self.collector.u3:
+                yield EventRecord("masked", event.i, wire.encode(event))
+            elif isinstance(event, Arrived) and event.canaries:
+                yield EventRecord("canaries", event.i, event.canaries)
 
     def abort(self, now: float) -> list[WindowEffect]:
         """Ask for an abort although there are members enough: the shell lost what it needs. Raises OUT_OF_TURN from VOTE on."""
@@ -284,18 +317,30 @@ class WindowRun:
             raise RuleError(Code.OUT_OF_TURN, f"nothing is to be settled in the phase {self.phase.value}")
         self._enter(following[self.phase], now)
         ended = self.phase in (Phase.DONE, Phase.ABORTED) and not self._hopeless
-        return [Wake(), Closed(self.phase.value)] if ended else [Wake()]
+        return [*self._blamed(), Wake(), Closed(self.phase.value)] if ended else [Wake()]
+
+    def _blamed(self) -> list[WindowEffect]:
+        faults = tuple(self.collector.faults)
+        return [Blamed(faults)] if faults else []
 
     def fail(self, error: ProtocolError, now: float) -> list[WindowEffect]:
-        """Unmasking raised `error`: a spoiled sum ends the window; otherwise more answers may help, within the deadline."""
+        """Unmasking raised `error`: a spoiled sum ends the window; otherwise more answers may help, within the deadline.
+
+        Before it ends, survivors are asked for what shows by whom the sum was spoiled.
+        """
+        self._failure = error.code
         if error.code is Code.SPOILED_SUM:
-            return self._fail(now)
+            return self._fail(now) if self.collector.blame is None else self._ask_canaries(now)
         self.phase = Phase.UNMASK
         return self._try_unmasking()
 
+    def _ask_canaries(self, now: float) -> list[WindowEffect]:
+        self._enter(Phase.BLAME, now)
+        return [Wake()]
+
     def _fail(self, now: float) -> list[WindowEffect]:
         self._enter(Phase.FAILED, now)
-        return [GiveUp("failed"), Wake(), Closed("failed")]
+        return [*self._blamed(), GiveUp("failed", self._failure), Wake(), Closed("failed")]
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
@@ -319,12 +364,18 @@ class WindowRun:
             return self.collector.abort_certificate
         return self.collector.quorum if self.phase in _QUORUM_SHOWN else None
 
-    def done(self) -> Done | Survivors | None:
-        """The receipt, or the request for an abort vote; None: wait. Raises WINDOW_ENDED where the sum was lost."""
+    def done(self, i: int) -> Done | Survivors | Blame | None:
+        """The receipt; the request for an abort vote, or for canary masks; None: wait.
+
+        Raises SPOILED_SUM, BAD_SHARES or SHORTAGE where the sum was lost: shares were revealed, so no update is free again.
+        """
         if self.phase is Phase.FAILED:
-            raise RuleError(Code.WINDOW_ENDED, "the window's sum was lost: its updates stay spent")
+            raise RuleError(self._failure, f"{self._failure.title}; its updates stay spent")
         if self.phase in _ABORTING:
             return self.collector.survivors
+        if self.phase is Phase.BLAME:
+            asked = i in self.collector.u3 and i not in self.collector.told
+            return self.collector.blame if asked else None
         result = self.collector.result
         return Done(self.collector.params.lane, result.sha256) if self.phase is Phase.DONE and result else None
 

@@ -14,18 +14,23 @@ from math import ceil
 
 from aiohttp import StreamReader
 from whimbrel_protocol import messages as m
+from whimbrel_protocol.blame import Fault
 from whimbrel_protocol.errors import Code, ProtocolError, RuleError
 
+from whimbrel_server import quarantine
 from whimbrel_server import window_effects as effects
+from whimbrel_server.config import Quarantine
 from whimbrel_server.ingest import WORD, Accumulator, Pace, Upload
 from whimbrel_server.metrics import Metrics
 from whimbrel_server.staging import Staging
 from whimbrel_server.storage.protocols import Blobs, Rounds, Signal
-from whimbrel_server.storage.records import WindowOutcome
+from whimbrel_server.storage.records import BlameRecord, WindowOutcome
 from whimbrel_server.window_run import Phase, WindowRun
 from whimbrel_server.workers import Worker
 
 logger = logging.getLogger("whimbrel.windows")
+
+Posted = m.Shares | m.MaskedHead | m.Vote | m.Unmask | m.CanaryMasks
 
 _RETRY_S = 1.0
 _BEFORE_SURVIVORS = (Phase.SHARE, Phase.FIX_U2, Phase.MASK)
@@ -43,6 +48,7 @@ class Services:
     staging: Staging
     pace: Pace
     inline_bytes: int
+    quarantine: Quarantine
 
 
 class LiveWindow:
@@ -65,6 +71,7 @@ class LiveWindow:
         self._accumulator = Accumulator(words, worker, services.inline_bytes)
         self._uploads: dict[int, Upload] = {}
         self._masked_sum = masked_sum
+        self.blamed: list[BlameRecord] = []
         self._unlogged: dict[tuple[str, int], effects.Log] = {}
         self._todo: asyncio.Queue[effects.WindowEffect] = asyncio.Queue()
         self._task = asyncio.create_task(self._carry_out_all())
@@ -97,12 +104,12 @@ class LiveWindow:
 
     # --- what members send ------------------------------------------------------------------------------------------
 
-    async def accept(self, message: m.Shares | m.MaskedHead | m.Vote | m.Unmask) -> None:
+    async def accept(self, message: Posted) -> None:
         """Take a member's message; returns when it is durable, as far as it must be."""
         name = type(message).__name__.lower()
         await self._log(self._counted(name, lambda: self._take(message, self._services.clock())))
 
-    def _take(self, message: m.Shares | m.MaskedHead | m.Vote | m.Unmask, now: float) -> list[effects.WindowEffect]:
+    def _take(self, message: Posted, now: float) -> list[effects.WindowEffect]:
         match message:
             case m.Shares():
                 return self.run.on_shares(message, now)
@@ -110,6 +117,8 @@ class LiveWindow:
                 return self._on_head(message, now)
             case m.Vote():
                 return self.run.on_vote(message, now)
+            case m.CanaryMasks():
+                return self.run.on_canaries(message, now)
         return self.run.on_unmask(message, now)
 
     def _on_head(self, message: m.MaskedHead, now: float) -> list[effects.WindowEffect]:
@@ -170,10 +179,10 @@ class LiveWindow:
             await upload.receive(offset * WORD, length, content, self._services.pace)
             if not upload.whole:
                 return
-        await asyncio.shield(upload.finish(self._accumulator, lambda: self._arrived(i)))
+        await asyncio.shield(upload.finish(self._accumulator, lambda ends: self._arrived(i, ends)))
 
-    def _arrived(self, i: int) -> None:
-        self._queue(self._counted("vector", lambda: self.run.on_vector(i, self._services.clock())))
+    def _arrived(self, i: int, ends: bytes) -> None:
+        self._queue(self._counted("vector", lambda: self.run.on_vector(i, self._services.clock(), ends)))
 
     def _drop_uploads(self) -> None:
         """Give memory back once no vector can be taken any more; those that were taken still answer a repeat."""
@@ -189,7 +198,7 @@ class LiveWindow:
             "u2": lambda: self.run.u2_for(i),
             "survivors": self.run.survivors,
             "quorum": self.run.quorum,
-            "done": self.run.done,
+            "done": lambda: self.run.done(i),
         }
         # Once a call: waking up is no sign of life, since the connection may have broken meanwhile (see `lost`).
         self.run.here(i)
@@ -242,8 +251,10 @@ class LiveWindow:
                 self._services.signal.wake(self.tau0)
             case effects.Log():
                 await self._log_one(effect)
-            case effects.GiveUp(state):
-                await self._services.rounds.close_window(self.tau0, state, self.run.dropped, self._services.clock())
+            case effects.GiveUp(state, failure):
+                await self._services.rounds.close_window(self.tau0, state, self.run.dropped, self._services.clock(), failure)
+            case effects.Blamed(faults):
+                await self._blame(faults)
             case effects.Closed(outcome):
                 fields = {"window": self.tau0.hex(), "outcome": outcome, "dropped": self.run.dropped}
                 logger.info("window closed", extra=fields)
@@ -253,6 +264,14 @@ class LiveWindow:
                     await self._log_one(log)
                 await self._fix(effect)
                 self._queue(self.run.settle(self._services.clock()))
+
+    async def _blame(self, faults: Sequence[Fault]) -> None:
+        now, devices = self._services.clock(), self.run.collector.devices
+        self.blamed = quarantine.records(faults, self.tau0, devices, self._services.quarantine, now)
+        await self._services.rounds.blame(self.blamed)
+        for one in self.blamed:
+            fields = {"window": self.tau0.hex(), "device": one.device.hex(), "kind": one.kind, "detail": one.detail}
+            logger.warning("device blamed", extra={**fields, "suspects": len(one.suspects), "until": one.until})
 
     async def _fix(self, effect: effects.WindowEffect) -> None:
         """Make durable what a phase decided, behind the messages that it decided by."""

@@ -80,7 +80,8 @@ async def test_the_sum_is_exactly_the_accepted_vectors(tmp_path: Path, workers: 
     accumulator = Accumulator(words, workers.pinned(b"window"), inline)
     accepted: list[int] = []
 
-    def accept(i: int) -> None:
+    def accept(i: int, ends: bytes) -> None:
+        assert ends == vector(i, words)[:8] + vector(i, words)[-8:]
         if i % 3 == 0:
             raise ProtocolError(Code.TOO_LATE)
         accepted.append(i)
@@ -88,7 +89,7 @@ async def test_the_sum_is_exactly_the_accepted_vectors(tmp_path: Path, workers: 
     async def member(i: int) -> None:
         upload = uploaded(store, vector(i, words))
         await sent(upload, vector(i, words))
-        await upload.finish(accumulator, lambda: accept(i))
+        await upload.finish(accumulator, lambda ends: accept(i, ends))
 
     results = await asyncio.gather(*(member(i) for i in range(members)), return_exceptions=True)
     assert sum(isinstance(result, ProtocolError) for result in results) == 4
@@ -104,7 +105,7 @@ async def test_a_copy_given_right_after_an_acceptance_holds_that_vector(tmp_path
     copies: list[asyncio.Task[bytes]] = []
     upload = uploaded(staging(tmp_path), vector(1, 4))
     await sent(upload, vector(1, 4))
-    await upload.finish(accumulator, lambda: copies.append(asyncio.create_task(accumulator.copy())))
+    await upload.finish(accumulator, lambda _: copies.append(asyncio.create_task(accumulator.copy())))
     assert await copies[0] == vector(1, 4)
 
 

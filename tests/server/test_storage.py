@@ -25,6 +25,7 @@ from whimbrel_server.storage.memory import MemoryBlobs, MemoryRounds, MemorySign
 from whimbrel_server.storage.protocols import Blobs, Rounds
 from whimbrel_server.storage.records import (
     AssignmentRecord,
+    BlameRecord,
     EventRecord,
     TaskRecord,
     VersionRecord,
@@ -56,6 +57,10 @@ def version(number: int, name: str = "digits") -> VersionRecord:
 def window(label: str, number: int = 1, opened_at: float = 10.0) -> WindowRecord:
     roster = (b"\1" * 404, b"\2" * 404)
     return WindowRecord(h(label), 2**62 + 5, "digits", number, h("lane"), b"p" * 72, roster, opened_at)
+
+
+def h_window(label: str) -> bytes:
+    return window(label).tau0
 
 
 OUTCOME = WindowOutcome(h("sum"), 2, 2, (b"d" * 16,), {"shares": 1})
@@ -202,6 +207,36 @@ class TestRounds:
         await rounds.publish(version(2), [])
         assert (await rounds.recover(20.0)).failed == {"digits": ()}
 
+    async def test_blame_and_quarantine_survive_and_end(self, rounds: Rounds) -> None:
+        await running(rounds)
+        for label in ("one", "two"):
+            await rounds.open_window(window(label))
+        known, pair = (
+            BlameRecord(b"a" * 16, h_window("one"), "vector", (b"a" * 16,), "wrong", 11.0, 50.0),
+            (b"a" * 16, b"b" * 16),
+        )
+        both = [BlameRecord(device, h_window("two"), "mask", pair, "differ", 12.0, 90.0) for device in pair]
+        free = BlameRecord(b"c" * 16, h_window("one"), "share", (b"a" * 16, b"c" * 16), "one share", 11.0)
+        await rounds.blame([known, free])
+        await rounds.blame([*both, replace(known, until=10_000.0)])
+        assert await rounds.blames() == [known, free, *both]
+        assert await rounds.blames(device=b"a" * 16) == [known, both[0]]
+        assert await rounds.blames(tau0=h_window("one")) == [known, free]
+        assert (await rounds.recover(20.0)).quarantined == {b"a" * 16: 90.0, b"b" * 16: 90.0}
+        assert (await rounds.recover(90.0)).quarantined == {}
+        await refused(Code.UNKNOWN_WINDOW, rounds.blame([free, replace(free, tau0=h("none"))]))
+
+    async def test_a_failed_window_says_of_what(self, rounds: Rounds) -> None:
+        await running(rounds)
+        await rounds.open_window(window("w"))
+        tau0 = window("w").tau0
+        await rounds.fix_u2(tau0, b"\3", 11.0)
+        await rounds.fix_survivors(tau0, b"\3", [EventRecord("canaries", 0, bytes(16))], h("masked"), 11.0)
+        await rounds.fix_quorum(tau0, b"quorum", 11.0)
+        await rounds.close_window(tau0, "failed", {}, 12.0, int(Code.SPOILED_SUM))
+        found = await rounds.window(tau0)
+        assert found is not None and (found.state, found.failure) == ("failed", Code.SPOILED_SUM)
+
     async def test_certificates_stay_thirty_days(self, rounds: Rounds) -> None:
         await running(rounds)
         tau0 = await finished(rounds, window("w"), now=20.0)
@@ -230,6 +265,7 @@ VERBS = st.one_of(
     st.tuples(st.just("log"), LABELS, st.sampled_from(["shares", "vote"]), st.integers(0, 2), st.binary(max_size=2)),
     st.tuples(st.just("publish"), st.integers(1, 4), st.lists(LABELS, max_size=3)),
     st.tuples(st.just("assign"), st.integers(0, 3)),
+    st.tuples(st.just("blame"), LABELS, st.sampled_from([b"a" * 16, b"b" * 16]), st.sampled_from([0.0, 14.0, 16.0, 40.0])),
     st.tuples(st.just("prune"), st.sampled_from([30.0, 31 * DAY])),
 )
 # The way of a window that ends well, so that the deep states are reached often.
@@ -258,6 +294,7 @@ def call(rounds: Rounds, step: tuple, now: float) -> Awaitable[object]:
         "publish": lambda: rounds.publish(version(rest[0]), [window(label).tau0 for label in rest[1]]),
         "assign": lambda: rounds.assign(AssignmentRecord(bytes([int(now)]) * 16, b"d" * 16, "digits", 1, 10.0 * rest[0])),
         "prune": lambda: rounds.prune(rest[0]),
+        "blame": lambda: rounds.blame([BlameRecord(rest[1], tau0, "vector", (rest[1],), "", now, rest[2])]),
     }
     return calls[verb]()
 
@@ -279,6 +316,7 @@ async def told(rounds: Rounds, history: list[tuple]) -> list[object]:
         [await rounds.events(w.tau0) for w in windows],
         await rounds.recover(15.0),
         await rounds.devices(),
+        await rounds.blames(),
     ]
 
 

@@ -6,13 +6,16 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 from whimbrel_kernels import ring_add
+from whimbrel_protocol.blame import Fault, FaultKind, canaries_of
 from whimbrel_protocol.collector import Collector
-from whimbrel_protocol.errors import Code, ProtocolError
-from whimbrel_protocol.messages import Quorum, Survivors, VoteKind
+from whimbrel_protocol.errors import Code, ProtocolError, RuleError
+from whimbrel_protocol.messages import Blame, Quorum, Survivors, Unmask, VoteKind
 from whimbrel_protocol.rules import bitmap, members_of
+from whimbrel_protocol.window import Discarded
 from whimbrel_server.settings import WindowLimits
 from whimbrel_server.storage.records import EventRecord, WindowRecord
 from whimbrel_server.window_effects import (
+    Blamed,
     Closed,
     FixAbort,
     FixQuorum,
@@ -47,6 +50,7 @@ class Shell:
         self.total = bytearray(8 * self.play.spec.words)
         self.closed: list[str] = []
         self.asked: list[WindowEffect] = []
+        self.garbage: set[int] = set()
 
     def keep(self, effects: Sequence[WindowEffect]) -> list[WindowEffect]:
         """Make the messages durable; the rest waits for `settle`."""
@@ -101,8 +105,9 @@ class Shell:
             message = self.run.u2_for(i)
             assert message is not None and not isinstance(message, Survivors)
             head, vector = self.play.masked(i, message)
+            vector = bytes(8) + vector[8:] if i in self.garbage else vector
             self.keep(self.run.on_head(head, self.now))
-            effects = self.run.on_vector(i, self.now)
+            effects = self.run.on_vector(i, self.now, canaries_of(vector))
             ring_add(self.total, vector)
             self.keep(effects)
 
@@ -119,6 +124,14 @@ class Shell:
             assert certificate is not None
             if self.run.phase is Phase.UNMASK:
                 self.keep(self.run.on_unmask(self.play.members[i].on_quorum(certificate), self.now))
+
+    def revealed(self) -> list[Unmask]:
+        """What all members answer to the certificate, those too whose votes were not needed."""
+        survivors, certificate = self.run.survivors(), self.run.quorum()
+        assert survivors is not None and certificate is not None
+        for member in self.play.members:
+            member.on_survivors(survivors)
+        return [member.on_quorum(certificate) for member in self.play.members]
 
     def until(self, phase: Phase) -> Shell:
         """Everybody answers at once, until the window is in `phase`."""
@@ -160,7 +173,7 @@ class TestPhases:
             (Phase.FIX_U2, lambda run: run.u2_for(0)),
             (Phase.FIX_SURVIVORS, lambda run: run.survivors()),
             (Phase.FIX_QUORUM, lambda run: run.quorum()),
-            (Phase.UNMASKING, lambda run: run.done()),
+            (Phase.UNMASKING, lambda run: run.done(0)),
         ],
     )
     def test_nothing_is_shown_before_it_is_durable(self, before: Phase, shown) -> None:
@@ -197,7 +210,7 @@ class TestPhases:
         shell = Shell().until(Phase.MASK)
         shell.mask([0])
         with pytest.raises(ProtocolError) as caught:
-            shell.run.on_vector(0, shell.now)
+            shell.run.on_vector(0, shell.now, shell.run.collector.events()[-1].canaries)
         assert caught.value.code is Code.TOO_LATE
 
 
@@ -319,10 +332,10 @@ class TestShortage:
         shell.reveal(range(T - 1))
         assert shell.wait(34.9) == []
         effects = shell.wait(0.1)
-        assert effects == [GiveUp("failed"), Wake(), Closed("failed")]
+        assert effects == [GiveUp("failed", Code.SHORTAGE), Wake(), Closed("failed")]
         with pytest.raises(ProtocolError) as caught:
-            shell.run.done()
-        assert caught.value.code is Code.WINDOW_ENDED
+            shell.run.done(0)
+        assert caught.value.code is Code.SHORTAGE
         assert shell.run.quorum() is not None, "it frees whom it leaves out"
 
     def test_a_shell_that_lost_the_sum_asks_for_an_abort(self) -> None:
@@ -360,12 +373,104 @@ class TestUnmasking:
         effects = shell.run.on_unmask(answers[T], shell.now)
         assert effects[1:] == [RunUnmasking()], "one more answer, one more try"
 
-    def test_a_spoiled_sum_ends_the_window(self) -> None:
+    def test_a_window_that_stays_undecodable_fails_and_says_so(self) -> None:
+        shell = Shell().until(Phase.UNMASK)
+        answers = shell.revealed()
+        for answer in answers[:7]:  # more than floor((24 - 15) / 2)
+            shell.keep(shell.run.on_unmask(type(answer)(answer.i, answer.present, bytes(len(answer.shares))), shell.now))
+        for answer in answers[7:]:
+            shell.keep(shell.run.on_unmask(answer, shell.now))
+        with pytest.raises(ProtocolError) as caught:
+            shell.run.collector.finish(bytearray(shell.record.masked_sum or b""))
+        assert shell.run.fail(caught.value, shell.now) != [], "all answers are in: one more try"
+        with pytest.raises(ProtocolError):
+            shell.run.collector.finish(bytearray(shell.record.masked_sum or b""))
+        shell.run.fail(caught.value, shell.now)
+        effects = shell.wait(35)
+        assert isinstance(effects[0], Blamed) and effects[1:] == [GiveUp("failed", Code.BAD_SHARES), Wake(), Closed("failed")]
+        with pytest.raises(ProtocolError) as caught:
+            shell.run.done(0)
+        assert caught.value.code is Code.BAD_SHARES
+
+    def test_corrected_lies_are_blamed_beside_the_sum(self) -> None:
+        shell = Shell().until(Phase.UNMASK)
+        for answer in shell.revealed():
+            lie = type(answer)(0, answer.present, bytes(len(answer.shares)))
+            shell.keep(shell.run.on_unmask(lie if answer.i == 0 else answer, shell.now))
+            if shell.asked and len(shell.run.collector.responses) < N:
+                shell.asked = []
+                shell.run.fail(RuleError(Code.BAD_SHARES), shell.now)
+        shell.run.collector.finish(bytearray(shell.record.masked_sum or b""))
+        blamed, wake, closed = shell.run.settle(shell.now)
+        assert blamed == Blamed((Fault(FaultKind.SHARES, (0,), f"wrong shares of {N} dealers"),))
+        assert (wake, closed) == (Wake(), Closed("done"))
+
+    def spoiled(self) -> Shell:
+        """A window in which member 3 sent garbage."""
+        shell = Shell()
+        shell.garbage = {3}
+        shell.until(Phase.UNMASK)
+        for answer in shell.revealed():
+            shell.keep(shell.run.on_unmask(answer, shell.now))
+        assert shell.run.phase is Phase.UNMASKING
+        with pytest.raises(ProtocolError) as caught:
+            shell.run.collector.finish(bytearray(shell.record.masked_sum or b""))
+        assert caught.value.code is Code.SPOILED_SUM
+        assert shell.keep(shell.run.fail(caught.value, shell.now)) == [Wake()]
+        return shell
+
+    def test_after_a_spoiled_sum_survivors_are_asked_once_and_then_it_ends(self) -> None:
+        shell = self.spoiled()
+        for i, member in enumerate(shell.play.members):
+            asked = shell.run.done(i)
+            assert isinstance(asked, Blame)
+            effects = shell.keep(shell.run.on_canaries(member.on_blame(asked), shell.now))
+            assert (effects == []) == (i < N - 1)
+            if i < N - 1:
+                assert shell.run.done(i) is None
+        assert isinstance(effects[0], Blamed)
+        assert [(fault.kind, fault.members) for fault in effects[0].faults] == [(FaultKind.VECTOR, (3,))]
+        assert effects[1:] == [GiveUp("failed", Code.SPOILED_SUM), Wake(), Closed("failed")]
+        with pytest.raises(ProtocolError) as caught:
+            shell.run.done(3)
+        assert caught.value.code is Code.SPOILED_SUM
+
+    def test_who_does_not_answer_the_blame_is_waited_for_as_long_as_a_phase(self) -> None:
+        shell = self.spoiled()
+        asked = shell.run.done(0)
+        assert isinstance(asked, Blame)
+        told = [shell.play.members[i].on_blame(asked) for i in (0, 1)]
+        shell.keep(shell.run.on_canaries(told[0], shell.now))
+        assert shell.wait(4.9) == []
+        effects = shell.wait(0.1)
+        assert isinstance(effects[0], Blamed) and effects[0].faults[0].kind is FaultKind.SILENT
+        assert effects[1:] == [GiveUp("failed", Code.SPOILED_SUM), Wake(), Closed("failed")]
+        with pytest.raises(Discarded):
+            shell.run.on_canaries(told[1], shell.now)
+        assert shell.run.on_canaries(told[0], shell.now) == [], "a repeat is welcome"
+
+    def test_a_restarted_server_asks_again(self) -> None:
+        shell = self.spoiled()
+        asked = shell.run.done(0)
+        assert isinstance(asked, Blame)
+        told = [member.on_blame(asked) for member in shell.play.members]
+        run, effects = restore(shell.record, shell.events, shell.play.spec, LIMITS, shell.now)
+        assert effects == [RunUnmasking()]
+        with pytest.raises(ProtocolError) as caught:
+            run.collector.finish(bytearray(shell.record.masked_sum or b""))
+        run.fail(caught.value, shell.now)
+        assert run.done(0) == asked
+        last = [run.on_canaries(message, shell.now) for message in told][-1]
+        assert isinstance(last[0], Blamed) and [fault.members for fault in last[0].faults] == [(3,)]
+
+    def test_where_the_canaries_are_not_known_nobody_is_asked(self) -> None:
         shell = Shell().until(Phase.UNMASKING)
+        shell.run.collector._arrived[3] = b""
         with pytest.raises(ProtocolError) as caught:
             shell.run.collector.finish(bytearray(len(shell.total)))
         assert caught.value.code is Code.SPOILED_SUM
-        assert shell.keep(shell.run.fail(caught.value, shell.now)) == [GiveUp("failed"), Wake(), Closed("failed")]
+        expected = [GiveUp("failed", Code.SPOILED_SUM), Wake(), Closed("failed")]
+        assert shell.keep(shell.run.fail(caught.value, shell.now)) == expected
 
 
 class TestRestart:

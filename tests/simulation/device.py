@@ -207,9 +207,9 @@ class Device:
 
     def wait_for_done(self) -> None:
         try:
-            answer = self.call(lambda: self.server.done(self.tau0))
+            answer = self.call(lambda: self.server.done(self.tau0, self._member.record.i))
         except ProtocolError as error:
-            assert error.code is Code.WINDOW_ENDED, error
+            assert error.code in (Code.WINDOW_ENDED, Code.SHORTAGE), error
             return self.leave()
         if answer is None:
             return self.again(self.wait_for_done)

@@ -20,7 +20,7 @@ from whimbrel_protocol.collector import Collector
 from whimbrel_protocol.encoding import Encoding
 from whimbrel_protocol.errors import Code, ProtocolError, RuleError
 from whimbrel_protocol.forming import check_entry
-from whimbrel_protocol.messages import U2, Done, Open, Quorum, Survivors
+from whimbrel_protocol.messages import U2, Blame, Done, Open, Quorum, Survivors
 from whimbrel_protocol.objects import JoinEntry, VectorSpec
 from whimbrel_protocol.packing import decode_sum
 from whimbrel_protocol.rules import members_of
@@ -265,8 +265,8 @@ class Server:
                 case window_effects.Log(kind, member, body):
                     settled(self.rounds.log(tau0, kind, member, body))
                     self._durable(f"log {kind}")
-                case window_effects.GiveUp(state):
-                    settled(self.rounds.close_window(tau0, state, run.dropped, now))
+                case window_effects.GiveUp(state, failure):
+                    settled(self.rounds.close_window(tau0, state, run.dropped, now, failure))
                     self._durable("give up")
                 case window_effects.Closed(outcome):
                     self._closed(run, outcome)
@@ -374,9 +374,9 @@ class Server:
         body = settled(self.rounds.certificate(tau0))
         return wire.decode(body, Quorum) if body else None
 
-    def done(self, tau0: bytes) -> Done | Survivors | None:
+    def done(self, tau0: bytes, i: int) -> Done | Survivors | Blame | None:
         if tau0 in self.runs:
-            return self.runs[tau0].done()
+            return self.runs[tau0].done(i)
         window = self._window(tau0)
         if window.state == "failed":
             raise RuleError(Code.WINDOW_ENDED)

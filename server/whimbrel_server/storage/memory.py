@@ -18,6 +18,7 @@ from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_server.storage import records
 from whimbrel_server.storage.records import (
     AssignmentRecord,
+    BlameRecord,
     DeviceRecord,
     EventRecord,
     Recovery,
@@ -39,6 +40,7 @@ class MemoryRounds:
         self._assignments: dict[bytes, AssignmentRecord] = {}
         self._windows: dict[bytes, WindowRecord] = {}
         self._events: dict[bytes, dict[tuple[str, int], EventRecord]] = defaultdict(dict)
+        self._blames: dict[tuple[bytes, bytes, str, tuple[bytes, ...]], BlameRecord] = {}
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -146,8 +148,19 @@ class MemoryRounds:
         self._advance(tau0, "fix_abort", abort=certificate, dropped=dict(dropped), closed_at=now)
         self._events.pop(tau0, None)
 
-    async def close_window(self, tau0: bytes, state: str, dropped: Mapping[str, int], now: float) -> None:
-        self._advance(tau0, "fail" if state == "failed" else "abandon", dropped=dict(dropped), closed_at=now)
+    async def close_window(self, tau0: bytes, state: str, dropped: Mapping[str, int], now: float, failure: int = 0) -> None:
+        verb = "fail" if state == "failed" else "abandon"
+        self._advance(tau0, verb, dropped=dict(dropped), closed_at=now, failure=failure)
+
+    async def blame(self, blames: Sequence[BlameRecord]) -> None:
+        for one in blames:
+            self._known_window(one.tau0)
+        for one in blames:
+            self._blames.setdefault((one.device, one.tau0, one.kind, one.suspects), one)
+
+    async def blames(self, device: bytes = b"", tau0: bytes = b"") -> list[BlameRecord]:
+        found = [b for b in self._blames.values() if device in (b"", b.device) and tau0 in (b"", b.tau0)]
+        return sorted(found, key=lambda b: (b.blamed_at, b.device, b.tau0, b.kind, b"".join(b.suspects)))
 
     async def finish_window(self, tau0: bytes, outcome: WindowOutcome, now: float) -> None:
         o = outcome
@@ -188,7 +201,15 @@ class MemoryRounds:
             unapplied={name: tuple(w for w in done if w.task == name) for name in sorted(self._tasks)},
             failed={name: tuple(w for w in windows if self._failed_now(w, name)) for name in sorted(self._tasks)},
             recent=tuple(w for w in windows if w.opened_at > now - records.ENTRY_LIFE_S),
+            quarantined=self._quarantined(now),
         )
+
+    def _quarantined(self, now: float) -> dict[bytes, float]:
+        ends: dict[bytes, float] = {}
+        for one in self._blames.values():
+            if one.until > now:
+                ends[one.device] = max(one.until, ends.get(one.device, 0.0))
+        return ends
 
     def _failed_now(self, window: WindowRecord, task: str) -> bool:
         versions = self._versions[task]

@@ -58,6 +58,25 @@ def first(db: Database) -> None:
             db.execute(statement)
 
 
+_BLAME = """
+ALTER TABLE windows ADD COLUMN failure INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE blames (
+    device BLOB NOT NULL, tau0 BLOB NOT NULL REFERENCES windows (tau0), kind TEXT NOT NULL, suspects BLOB NOT NULL,
+    detail TEXT NOT NULL, blamed_at REAL NOT NULL, until REAL NOT NULL,
+    PRIMARY KEY (device, tau0, kind, suspects)) WITHOUT ROWID;
+CREATE INDEX blames_by_window ON blames (tau0);
+CREATE INDEX blames_by_end ON blames (until);
+"""
+
+
+@migrations()
+def blame(db: Database) -> None:
+    """Why windows failed, and who is in quarantine for it."""
+    for statement in _BLAME.split(";\n"):
+        if statement.strip():
+            db.execute(statement)
+
+
 def migrate(path: Path) -> None:
     """Bring the database at `path` to this server's schema, creating it where there is none.
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from whimbrel_server.storage.records import (
     AssignmentRecord,
+    BlameRecord,
     DeviceRecord,
     EventRecord,
     Recovery,
@@ -89,8 +90,17 @@ class Rounds(Protocol):
     async def finish_window(self, tau0: bytes, outcome: WindowOutcome, now: float) -> None:
         """Keep a window's sum and drop what only its running needed."""
 
-    async def close_window(self, tau0: bytes, state: str, dropped: Mapping[str, int], now: float) -> None:
-        """End a window without a sum: `aborted` (given up before the quorum) or `failed` (after it)."""
+    async def close_window(self, tau0: bytes, state: str, dropped: Mapping[str, int], now: float, failure: int = 0) -> None:
+        """End a window without a sum: `aborted` (given up before the quorum) or `failed` (after it, with an error number)."""
+
+    async def blame(self, blames: Sequence[BlameRecord]) -> None:
+        """Keep what devices were found to have done; the first of a (device, window, kind, suspects) stands.
+
+        Raises UNKNOWN_WINDOW.
+        """
+
+    async def blames(self, device: bytes = b"", tau0: bytes = b"") -> list[BlameRecord]:
+        """What a device did, or what was done in a window, or all there is: in order of time, then device."""
 
     async def window(self, tau0: bytes) -> WindowRecord | None:
         """One window."""

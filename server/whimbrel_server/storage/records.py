@@ -119,6 +119,7 @@ class WindowRecord:
     dropped: Mapping[str, int] = field(default_factory=dict)
     applied_in: int | None = None
     closed_at: float | None = None
+    failure: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,23 @@ class WindowOutcome:
     weight_sum: int
     contributors: tuple[bytes, ...]
     dropped: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BlameRecord:
+    """Why a device was found at fault in a window, and its quarantine's end (Unix seconds; 0: none).
+
+    `kind` is a `FaultKind` of the protocol. `suspects` are all devices of whom at least one did it, this one included: alone it
+    is at fault for certain.
+    """
+
+    device: bytes
+    tau0: bytes
+    kind: str
+    suspects: tuple[bytes, ...]
+    detail: str
+    blamed_at: float
+    until: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -146,8 +164,8 @@ class Recovery:
     """All that a starting server needs, in one consistent reading.
 
     `unfinished` are the windows that go on, each with its messages, those included that were given up and still want abort
-    votes; `unapplied` are done and in no version yet, in order of their end; `failed` ones did so on the current version;
-    `recent` ones opened within `ENTRY_LIFE_S`.
+    votes; `quarantined` are devices whose quarantine goes on, with its end; `unapplied` are done and in no version yet, in
+    order of their end; `failed` ones did so on the current version; `recent` ones opened within `ENTRY_LIFE_S`.
     """
 
     policy: bytes | None
@@ -158,3 +176,4 @@ class Recovery:
     unapplied: Mapping[str, tuple[WindowRecord, ...]]
     failed: Mapping[str, tuple[WindowRecord, ...]]
     recent: tuple[WindowRecord, ...]
+    quarantined: Mapping[bytes, float] = field(default_factory=dict)

@@ -22,6 +22,7 @@ from whimbrel_server.storage import records
 from whimbrel_server.storage.migrations import migrate
 from whimbrel_server.storage.records import (
     AssignmentRecord,
+    BlameRecord,
     DeviceRecord,
     EventRecord,
     Recovery,
@@ -36,7 +37,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _READERS = 2
-_ENTRY_BYTES = 404
+_ENTRY_BYTES, _DEVICE_BYTES = 404, 16
 
 _WINDOW = "SELECT w.*, a.version AS applied_in FROM windows w LEFT JOIN applications a USING (tau0)"
 
@@ -205,9 +206,24 @@ class SqliteRounds:
     async def fix_quorum(self, tau0: bytes, quorum: bytes, now: float) -> None:
         await self._advance(tau0, "fix_quorum", quorum=quorum)
 
-    async def close_window(self, tau0: bytes, state: str, dropped: Mapping[str, int], now: float) -> None:
+    async def close_window(self, tau0: bytes, state: str, dropped: Mapping[str, int], now: float, failure: int = 0) -> None:
         verb = "fail" if state == "failed" else "abandon"
-        await self._advance(tau0, verb, dropped=json.dumps(dict(dropped)), closed_at=now)
+        await self._advance(tau0, verb, dropped=json.dumps(dict(dropped)), closed_at=now, failure=failure)
+
+    async def blame(self, blames: Sequence[BlameRecord]) -> None:
+        rows = [(b.device, b.tau0, b.kind, b"".join(b.suspects), b.detail, b.blamed_at, b.until) for b in blames]
+
+        def work(db: sqlite3.Connection) -> None:
+            for row in rows:
+                _state(db, row[1])
+                db.execute("INSERT OR IGNORE INTO blames VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+
+        await self._writer.run(work)
+
+    async def blames(self, device: bytes = b"", tau0: bytes = b"") -> list[BlameRecord]:
+        where = "(?1 = x'' OR device = ?1) AND (?2 = x'' OR tau0 = ?2)"
+        order = "ORDER BY blamed_at, device, tau0, kind, suspects"
+        return await self._rows(BlameRecord, f"SELECT * FROM blames WHERE {where} {order}", device, tau0)  # noqa: S608
 
     async def fix_abort(self, tau0: bytes, certificate: bytes, dropped: Mapping[str, int], now: float) -> None:
         columns = {"abort": certificate, "dropped": json.dumps(dict(dropped)), "closed_at": now}
@@ -345,6 +361,10 @@ def _recover(db: sqlite3.Connection, now: float) -> Recovery:
         recent=tuple(
             _records(db, WindowRecord, f"{_WINDOW} WHERE w.opened_at > ? ORDER BY w.rowid", now - records.ENTRY_LIFE_S)
         ),
+        quarantined={
+            row["device"]: row["until"]
+            for row in db.execute("SELECT device, max(until) AS until FROM blames WHERE until > ? GROUP BY device", (now,))
+        },
     )
 
 
@@ -378,6 +398,7 @@ def _value(column: str, value: Any) -> Any:
         return json.loads(value)
     if column == "deltas":
         return {int(number): bytes.fromhex(sha256) for number, sha256 in json.loads(value).items()}
-    if column == "roster":
-        return tuple(value[at : at + _ENTRY_BYTES] for at in range(0, len(value), _ENTRY_BYTES))
+    if column in ("roster", "suspects"):
+        size = _ENTRY_BYTES if column == "roster" else _DEVICE_BYTES
+        return tuple(value[at : at + size] for at in range(0, len(value), size))
     return value
