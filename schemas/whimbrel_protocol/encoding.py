@@ -251,7 +251,7 @@ def mean_update(encoding: Encoding, totals: Sequence[Total]) -> Float64:
     sums: dict[bytes, Int64] = {}
     for one in totals:
         sums[one.lane] = sums[one.lane] + one.values if one.lane in sums else one.values
-    return np.asarray(sum(encoding.decode(sums[lane], lane) for lane in sorted(sums)) / mass)
+    return np.asarray(sum(encoding.decode(values, lane) for lane, values in sums.items()) / mass)
 
 
 def mean_metrics(encoding: Encoding, totals: Sequence[Total]) -> dict[str, float]:
