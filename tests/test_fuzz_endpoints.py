@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from random import Random
+from unittest.mock import Mock
 
 import pytest
 from aiohttp import hdrs
@@ -21,7 +22,7 @@ from whimbrel_protocol.errors import Code
 from whimbrel_protocol.objects import RENEW_KIND, CertificateRequest
 from whimbrel_protocol.primitives import SigningKey
 from whimbrel_protocol.signed import Plan
-from whimbrel_server import admin_api, aggregate, plans
+from whimbrel_server import admin_api, aggregate, device_api, plans
 from whimbrel_server.settings import TaskSettings
 
 from tests.hostile_http import Call, Line, damaged, misaddressed, reworded
@@ -190,6 +191,30 @@ def test_orders(site: Site, name: str) -> None:
     # What a blob holds is nobody's business yet: there is nothing to damage in it.
     site.throw(valid(site), site.admin, numbers, misaddressed if name == "new blob" else damaged)
     site.still(valid(site), status, site.admin)
+
+
+# Thrown at here or in `test_fuzz_windows.py`, by listener.
+_PHASES = [f"GET /v1/windows/{{tau0}}/{phase}" for phase in ("u2", "survivors", "quorum", "done")]
+_POSTS = [f"POST /v1/windows/{{tau0}}/{phase}" for phase in ("shares", "masked", "vote", "unmask")]
+_SMALL = [f"POST /v1/{name}" for name in ("enrol", "renew", "check-in", "joins", "reports")]
+_REST = ["GET /v1/joins/{ticket}", "GET /v1/blobs/{sha256}", "GET /health"]
+THROWN_AT = {
+    "device": {*_PHASES, *_POSTS, *_SMALL, *_REST, "PUT /v1/windows/{tau0}/masked", "HEAD /v1/windows/{tau0}/masked"},
+    "admin": {
+        *("GET /health", "GET /metrics", "GET /v1/stats", "GET /v1/devices", "GET /v1/policy", "PUT /v1/policy"),
+        *("POST /v1/blobs", "GET /v1/tasks", "POST /v1/tasks", "GET /v1/tasks/{name}", "GET /v1/tasks/{name}/plan"),
+        *("PUT /v1/tasks/{name}/plan", "GET /v1/tasks/{name}/versions", "GET /v1/tasks/{name}/versions/{number}/model"),
+        *("GET /v1/tasks/{name}/windows", "GET /v1/windows/{tau0}", "GET /v1/windows/{tau0}/sum"),
+    },
+}
+
+
+def test_no_call_is_left_out() -> None:
+    """A call that is added must be thrown at as well."""
+    apps = {"device": device_api.make_app(Mock(), Mock()), "admin": admin_api.make_app(Mock(), Mock())}
+    for name, app in apps.items():
+        routes = {f"{route.method} {route.resource.canonical}" for route in app.router.routes() if route.resource}
+        assert routes - {"* /{rest}"} == THROWN_AT[name]
 
 
 def test_models() -> None:
