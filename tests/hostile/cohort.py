@@ -97,6 +97,7 @@ class Companion:
             case ServerState.ABORTING:
                 collector.on_vote(self.there.abort_vote())
             case ServerState.UNMASK if i in collector.u2 and collector.quorum is not None:
+                self.there.on_survivors(collector.survivors)  # its vote may have come after the t-th
                 collector.on_unmask(self.there.on_quorum(collector.quorum))
 
     def mask(self, collector: Collector, i: int) -> None:

@@ -22,7 +22,7 @@ from tests.hostile.attack import Cut, Late
 from tests.hostile.world import HostileServer
 
 WORD = 8
-POSTED = (m.Enrol, m.Renew, m.CheckIn, m.Join, m.Shares, m.MaskedHead, m.Vote, m.Unmask, m.Report)
+POSTED = (m.Enrol, m.Renew, m.CheckIn, m.Join, m.Shares, m.MaskedHead, m.Vote, m.Unmask, m.CanaryMasks, m.Report)
 HOLD_S, LOOK_S = 0.5, 0.01
 
 
@@ -98,6 +98,7 @@ class Listener:
         return any(head.sha256 == hashlib.sha256(held).digest() for head in heads)
 
     async def _head(self, request: web.Request) -> web.Response:
+        self._seen(request)
         return web.Response(headers={"Upload-Offset": str(len(self.held[request.path]) // WORD)})
 
 

@@ -44,6 +44,7 @@ class Liar(Companion):
         if collector.state is not ServerState.UNMASK or collector.quorum is None:
             super().act(collector)
             return
+        self.there.on_survivors(collector.survivors)
         honest = self.there.on_quorum(collector.quorum)
         collector.on_unmask(replace(honest, shares=bytes(255 - byte for byte in honest.shares)))
 
@@ -79,7 +80,7 @@ def repeats_an_entry(server: HostileServer) -> None:
 
 MEMBER_ATTACKS: tuple[Attack, ...] = (
     Attack("dealer-of-too-few-shares", "1.6 dealer: t holders or abort", None, FREE, set_up=bought(Stingy, 1), after=LEAVING),
-    Attack("liars-at-unmasking", "1.6 blame: no honest dealer", None, COUNTED, set_up=bought(Liar, 1), after=LEAVING, n=12),
+    Attack("liars-at-unmasking", "1.6 blame: no honest dealer", None, COUNTED, set_up=bought(Liar, 2), after=LEAVING, n=12),
     Attack("light-cohort", "4 weights: no heavy member", None, COUNTED, set_up=bought(Light, 9), after=LEAVING,
            scene={"plan": {"weight_bits": 8}}),
     Attack("entry-reposted", "1.5 repeats: no entry twice", None, COUNTED, set_up=repeats_an_entry, after=LEAVING),

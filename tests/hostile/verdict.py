@@ -12,7 +12,7 @@ from whimbrel_protocol.errors import Code
 from tests.hostile.attack import Update
 from tests.hostile.world import HostileServer, Seen, joined_entries
 
-LEAVING = ("shares", "masked", "put", "vote", "unmask")
+LEAVING = ("shares", "masked", "put", "vote", "unmask", "canaries")
 """What carries a share, a masked byte or a signature of the client out of its window."""
 
 
@@ -20,7 +20,12 @@ def faults(server: HostileServer) -> list[str]:
     """Everything that the client should not have done, in words; none if it held."""
     if server.struck is None:
         return ["the attack was never carried out: the client did not come so far"]
-    return [*_noise(server), *_second_bodies(server), *_stale_keys(server), *_fate(server), *_reports(server)]
+    return [*_noise(server), *contradictions(server), *_fate(server), *_reports(server)]
+
+
+def contradictions(server: HostileServer) -> list[str]:
+    """What no client may do in any life, attacked or not: say two things in one phase, or use a key twice."""
+    return [*_second_bodies(server), *_stale_keys(server)]
 
 
 def _noise(server: HostileServer) -> Iterator[str]:
