@@ -1,6 +1,7 @@
 """Hostile bytes at every parser of the contract: whatever comes in, only the contract's own errors come out.
 
-Valid messages of every kind are damaged, FUZZ_EXAMPLES of them for each parser (1,000 by default; `make fuzz` takes 100,000).
+Valid messages of every kind are damaged, FUZZ_EXAMPLES of them for each parser (1,000 by default; `make fuzz` takes 100,000),
+and again until FUZZ_SECONDS are over for it.
 What a parser accepts in spite of the damage must mean the same when it is written again. The listeners have tests of their own.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -30,13 +32,14 @@ from tests.mutations import mutated
 from tests.protocol.strategies import CLASSES, message
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "1000"))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))
 # Damages to each valid message: making one takes longer than parsing it.
 EACH = 40
 VOLLEYS = settings(
     max_examples=max(1, math.ceil(EXAMPLES / EACH)),
     deadline=None,
     database=None,
-    derandomize="FUZZ_EXAMPLES" not in os.environ,
+    derandomize="FUZZ_EXAMPLES" not in os.environ and not SECONDS,
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
@@ -63,7 +66,10 @@ def fuzz(valid: st.SearchStrategy[bytes], parse: Callable[[bytes], object]) -> i
             except Exception as error:
                 raise AssertionError(f"{type(error).__name__}: {error}, from {bad.hex()}") from error
 
+    end = time.monotonic() + SECONDS
     thrown()
+    while time.monotonic() < end:
+        thrown()
     return refused
 
 
