@@ -35,6 +35,7 @@ SETTINGS = TaskSettings(
     contributions_min=16,
     window=16,
     n_max=40,
+    scale=2048.0,  # the best at this n_max by `whimbrel-lab codec`
     epochs=10,
     batch=8,
     lr=0.065,
