@@ -56,7 +56,7 @@ def _die_at(moment: str, written: str) -> None:
             _die()  # the new journal is written and synced under another name; the old one is still in force
         return replace(draft, target)
 
-    Journal.commit = doomed_commit  # type: ignore[method-assign]
+    Journal.commit = doomed_commit  # type: ignore[method-assign, assignment]
     Path.replace = doomed_replace  # type: ignore[method-assign, assignment]
 
 

@@ -142,10 +142,10 @@ def forged_abort(server: HostileServer, honest: m.Quorum) -> m.Quorum:
     return replace(made, sigs=STRANGER.sign("vote", b"abort") + made.sigs[64:])
 
 
-def aborted(name: str, code: Code | None, update: Update, certificate: Reply) -> Attack:
+def aborted(name: str, rule: str, code: Code | None, update: Update, certificate: Reply) -> Attack:
     """The client is asked for an abort, and gets a certificate that is none."""
     replies = {"survivors": ask_abort, "quorum": certificate}
-    return Attack(name, "1.5 abort certificate: t votes", code, update, replies, after=VOTE)
+    return Attack(name, rule, code, update, replies, after=VOTE)
 
 
 def malleable_vote(server: HostileServer, honest: m.Quorum) -> bytes:
@@ -249,16 +249,16 @@ PHASE_ATTACKS: tuple[Attack, ...] = (
            instead(lambda s: m.Survivors(b"", b"", abort=True))),
     struck("quorum-second-survivor-set", "1.5 VOTE: one in a window", Code.UNEXPECTED_MESSAGE, SPENT,
            instead(lambda s: survivors_of(s, without(1)(s)))),
-    aborted("abort-on-the-servers-word", Code.PHASE_OVER, SPENT, on_its_word),
-    aborted("abort-forged", Code.QUORUM_SIGNATURE, SPENT, forged_abort),
-    aborted("abort-by-too-few", Code.QUORUM_TOO_FEW, SPENT, abort_by(few)),
-    aborted("abort-by-repeated-members", Code.QUORUM_INDICES, SPENT, abort_by(repeated)),
-    aborted("abort-vote-then-commit", None, SPENT, lambda s, h: commit_to(s, ALL)),
+    aborted("abort-on-the-servers-word", "3 freed by a certificate alone", Code.PHASE_OVER, SPENT, on_its_word),
+    aborted("abort-forged", "1.5 abort certificate: t votes", Code.QUORUM_SIGNATURE, SPENT, forged_abort),
+    aborted("abort-by-too-few", "1.5 abort certificate: t votes", Code.QUORUM_TOO_FEW, SPENT, abort_by(few)),
+    aborted("abort-by-repeated-members", "1.5 abort certificate: t votes", Code.QUORUM_INDICES, SPENT, abort_by(repeated)),
+    aborted("abort-vote-then-commit", "1.5 VOTE: one in a window", None, SPENT, lambda s, h: commit_to(s, ALL)),
     Attack("abort-rightly", "1.5 abort certificate: t votes", None, FREE, {"survivors": ask_abort}, after=VOTE),
     struck("done-another-lane", "1.5 DONE: own lane", Code.DONE_LANE, SPENT, changed(lane=bytes(32))),
     struck("done-both-shares-asked", "1.5 UNMASK: never both, only once", Code.UNEXPECTED_MESSAGE, SPENT,
            instead(lambda s: commit_to(s, without(1)(s)))),
-    struck("done-blame-of-another-window", "1.9 blame: own window, survived", Code.BLAME_OTHER_WINDOW, SPENT,
+    struck("done-blame-of-another-window", "1.9 blame: own window", Code.BLAME_OTHER_WINDOW, SPENT,
            instead(lambda s: m.Blame(bytes(32)))),
     struck("done-blame-twice", "1.9 blame: only once", Code.UNEXPECTED_MESSAGE, SPENT,
            instead(lambda s: m.Blame(s.window.collector.tau1)), after=frozenset({"canaries"})),

@@ -15,6 +15,8 @@ from tests.hostile.verdict import faults
 from tests.hostile.victim import Trial, spelled, suffer
 
 
+@pytest.mark.rule("1.5 JOIN: fresh keys, short life")
+@pytest.mark.rule("1.9 silence after a failed check")
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 async def test_the_client_holds(
     attack: Attack,

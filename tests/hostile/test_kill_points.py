@@ -79,14 +79,16 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.rule("3 spent: durable before the first byte")
+@pytest.mark.rule("1.5 MASKED: spent before byte 0")
+@pytest.mark.rule("1.5 MASKED: the vector is frozen")
+@pytest.mark.rule("3 freed by a certificate alone")
 @pytest.mark.rule("1.5 VOTE: persisted before it leaves")
 @pytest.mark.parametrize("point", WRITES + REQUESTS)
 async def test_a_killed_device_sends_nothing_twice_and_loses_nothing_that_was_free(
     point: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
-    server = HostileServer(Attack("death", "3 spent: durable before the first byte", None, Update.COUNTED), phase_s=PHASE_S)
+    server = HostileServer(Attack("death", "1.5 MASKED: spent before byte 0", None, Update.COUNTED), phase_s=PHASE_S)
     server.windows_left = 5
     device, listener = Device(server, tmp_path / "device"), Listener(server)
     listener.before = killer(device, listener, point)

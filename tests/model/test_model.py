@@ -24,6 +24,7 @@ def holds(n: int, corrupt: int, least_worlds: int) -> None:
     assert report.worlds >= least_worlds
 
 
+@pytest.mark.rule("8 invariants: I1 to I6")
 @pytest.mark.parametrize(("n", "corrupt"), SEARCHED)
 def test_no_run_of_the_product_breaks_an_invariant(n: int, corrupt: int) -> None:
     holds(n, corrupt, SEARCHED[n, corrupt])
@@ -36,6 +37,7 @@ def test_no_run_of_six_members_breaks_an_invariant(n: int, corrupt: int) -> None
     holds(n, corrupt, DEEPLY[n, corrupt])
 
 
+@pytest.mark.rule("8 invariants: I1 to I6")
 def test_nine_named_nine_caught() -> None:
     caught = [name for name, mutant in NAMED.items() if set(mutant.caught()) == set(mutant.breaks)]
     print(f"\n{len(NAMED)} named, {len(caught)} caught: {', '.join(caught)}")
@@ -43,6 +45,7 @@ def test_nine_named_nine_caught() -> None:
     assert caught == list(NAMED)
 
 
+@pytest.mark.rule("8 invariants: I1 to I6")
 @pytest.mark.parametrize("mutant", FURTHER.values(), ids=FURTHER.keys())
 def test_each_other_check_that_privacy_needs_is_missed(mutant: Mutant) -> None:
     assert set(mutant.caught()) == set(mutant.breaks)

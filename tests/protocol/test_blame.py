@@ -372,6 +372,8 @@ def test_a_member_tells_once_and_repeats_only_that() -> None:
     refuses(Code.WINDOW_ENDED, lambda: member.on_blame(Blame(tau1)))
 
 
+@pytest.mark.rule("1.9 blame: own window")
+@pytest.mark.rule("1.9 blame: survivors alone")
 def test_a_member_tells_nothing_of_another_window_or_of_one_that_it_did_not_survive() -> None:
     window = spoiled({3: noise})
     refuses(Code.BLAME_OTHER_WINDOW, lambda: window.members[0].on_blame(Blame(bytes(32))))

@@ -358,6 +358,9 @@ def test_messages_out_of_turn_change_nothing() -> None:
     assert early.on_open(window.collector.open, NOW, window.rules).i == VICTIM
 
 
+@pytest.mark.rule("1.5 repeats: the stored answer again")
+@pytest.mark.rule("1.5 OPEN: the first only")
+@pytest.mark.rule("1.5 U2: the first only")
 def test_a_repeat_gets_the_same_answer_and_another_message_none() -> None:
     window = voted()
     member, collector = window.members[VICTIM], window.collector
@@ -387,6 +390,7 @@ def test_a_repeated_u2_never_gives_back_a_record_without_the_vote() -> None:
     assert member.on_u2(window.collector.u2_for(VICTIM)).vote is not None
 
 
+@pytest.mark.rule("1.5 VOTE: one in a window")
 def test_a_member_votes_once() -> None:
     committed, aborted = voted(), masked()
     refuses(Code.TOO_LATE, committed.members[VICTIM].abort_vote)
@@ -397,6 +401,7 @@ def test_a_member_votes_once() -> None:
         aborted.members[VICTIM].on_survivors(aborted.collector.survivors)
 
 
+@pytest.mark.rule("1.9 abort: the last word")
 def test_after_an_abort_vote_nothing_leaves_a_member() -> None:
     window = masked()
     member = window.members[VICTIM]
@@ -435,6 +440,7 @@ def test_an_abort_or_an_exclusion_frees_and_a_commit_spends() -> None:
         assert verify_certificate(record, certified_by) is verdict
 
 
+@pytest.mark.rule("3 freed by a certificate alone")
 @pytest.mark.parametrize(
     ("code", "forge"),
     [
@@ -472,6 +478,7 @@ def restarted(record: SpentRecord) -> SpentRecord:
     return SpentRecord.decode(json.loads(json.dumps(record.encode())))
 
 
+@pytest.mark.rule("1.5 VOTE: one in a window")
 def test_a_restarted_device_casts_its_one_vote_and_judges_certificates() -> None:
     window = masked()
     key, survivors = window.identities[VICTIM].key, window.collector.survivors

@@ -68,6 +68,7 @@ def corrupted(spec: VectorSpec, lane: int, change: int) -> bytes:
     return bytes(words)
 
 
+@pytest.mark.rule("1.7 sum: canaries, count and ranges")
 # count, a weight limb below and above, a value below and above, the unused lane at the end of 12 in three words.
 @pytest.mark.parametrize(("lane", "change"), [(0, 1), (0, -1), (1, -1), (2, 2**11), (3, 1023), (9, -1023), (11, 1), (11, -1)])
 def test_each_lane_of_a_spoiled_sum_is_noticed(lane: int, change: int) -> None:
@@ -79,6 +80,7 @@ def test_each_lane_of_a_spoiled_sum_is_noticed(lane: int, change: int) -> None:
     assert refused.value.code is Code.SPOILED_SUM
 
 
+@pytest.mark.rule("1.7 sum: canaries, count and ranges")
 @pytest.mark.parametrize("at", [0, 1, 7, -8, -1])
 def test_a_changed_canary_is_noticed(at: int) -> None:
     spec = spec_of(16)
@@ -100,6 +102,7 @@ def test_a_sum_of_another_number_of_members_or_words_is_refused() -> None:
         assert refused.value.code is Code.SPOILED_SUM
 
 
+@pytest.mark.rule("1.7 update: within its limit")
 @pytest.mark.parametrize("bad", ["value", "negative value", "weight", "negative weight", "shape"])
 def test_what_could_overflow_a_sum_is_not_packed(bad: str) -> None:
     spec = spec_of(16)

@@ -39,6 +39,7 @@ def test_numbers_are_those_of_the_analysis(n: int, gamma: int, c: int, t: int, m
     assert round(smallest_p32(m, 40) / 2**32, 4) == p
 
 
+@pytest.mark.rule("1.8 numbers: two quorums share an honest member")
 @given(n=st.integers(4, 1024), gamma=st.integers(0, 333), n_min=st.integers(4, 1024))
 def test_two_quorums_share_an_honest_member(n: int, gamma: int, n_min: int) -> None:
     c = corrupt(n, gamma)
@@ -48,6 +49,7 @@ def test_two_quorums_share_an_honest_member(n: int, gamma: int, n_min: int) -> N
     assert survivor_floor(t, n_min) >= max(t, n_min)
 
 
+@pytest.mark.rule("1.8 numbers: the graph bound")
 @given(m=st.integers(4, 300), sigma=st.integers(1, 64))
 def test_the_smallest_probability_holds_and_no_smaller_one(m: int, sigma: int) -> None:
     p32 = smallest_p32(m, sigma)

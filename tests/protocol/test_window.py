@@ -54,6 +54,7 @@ def vanishing(draw: st.DrawFn) -> tuple[int, int, list[set[int]]]:
     return n, draw(st.integers(4, n)), [{i for i in range(n) if leaves_at[i] == step} for step in range(4)]
 
 
+@pytest.mark.rule("1.6 sum: exact")
 @settings(max_examples=80, deadline=None)
 @given(vanishing())
 def test_a_window_succeeds_if_and_only_if_few_enough_members_vanish(case: tuple[int, int, list[set[int]]]) -> None:
@@ -72,6 +73,7 @@ def test_a_window_succeeds_if_and_only_if_few_enough_members_vanish(case: tuple[
             assert window.members[i].state is MemberState.DONE
 
 
+@pytest.mark.rule("1.6 sum: exact")
 @pytest.mark.parametrize("bits", [9, 12, 21, 32])
 def test_a_sparse_hidden_graph_with_losses_at_every_step_gives_the_exact_sum(bits: int) -> None:
     spec = VectorSpec.make(bits, 40, 30, 1.0, 16)
@@ -93,6 +95,7 @@ def test_a_vector_of_several_chunks_is_the_same_in_any_order_of_chunks() -> None
     assert b"".join(chunks[at] for at in starts) == member.mask(plain)
 
 
+@pytest.mark.rule("1.5 MASKED: the vector is frozen")
 def test_no_two_vectors_leave_under_one_mask() -> None:
     """Their difference would be the difference of the updates."""
     window = Window(5)
@@ -133,6 +136,7 @@ def test_masked_vectors_look_alike_whatever_they_hold() -> None:
     assert 150 < ((counts - expected) ** 2 / expected).sum() < 380
 
 
+@pytest.mark.rule("1.5 U2: an unreadable share is none")
 def test_a_lost_share_is_a_hole_and_the_window_goes_on() -> None:
     window = Window(6)
     window.deal(range(6))
@@ -154,6 +158,7 @@ def test_a_lost_share_is_a_hole_and_the_window_goes_on() -> None:
 # --- the tables -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("1.9 abort: the last word")
 def test_the_members_table_never_gives_after_an_abort_vote() -> None:
     for state in (MemberState.ABORTED, MemberState.ENDED):
         assert {event for at, event in MEMBER if at is state} == {MemberEvent.END}

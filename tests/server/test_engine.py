@@ -161,6 +161,7 @@ class TestEntries:
         refused(Code.SECOND_BODY, desk.engine.join, mine.id, other, desk.now)
         assert desk.engine.task("digits").ready == 1
 
+    @pytest.mark.rule("1.5 repeats: no entry twice")
     def test_an_entry_that_stood_in_an_open_never_stands_in_another(self) -> None:
         desk = Desk()
         [window, *_] = desk.windows(range(20))
