@@ -16,6 +16,7 @@ import numpy.typing as npt
 from whimbrel_kernels import ring_add
 from whimbrel_protocol import messages as m
 from whimbrel_protocol import wire
+from whimbrel_protocol.blame import canaries_of
 from whimbrel_protocol.collector import Collector
 from whimbrel_protocol.delta import LatticeTensor, delta, lattice_hash, quantise, snapshot
 from whimbrel_protocol.encoding import Encoding, Total, mean_metrics, mean_update, metric_lanes
@@ -65,6 +66,9 @@ class FakeServer:
         self.blobs: dict[bytes, bytes] = {}
         self.deaf = False
         self.calls: list[tuple[str, bytes]] = []
+        self.garbage: set[bytes] = set()  # devices whose vectors go wrong
+        self.asked: dict[bytes, int] = {}  # how often a device polled for the receipt of a spoiled window
+        self.asks = 1  # how often it is asked for its canary masks
         self.certificates: dict[bytes, bytes] = {}
         self.windows: dict[bytes, Window] = {}
         self.tickets: dict[bytes, tuple[bytes, int]] = {}
@@ -245,7 +249,14 @@ class FakeServer:
         if method == "POST":
             if message.i != i:
                 raise RuleError(Code.NOT_YOURS)
-            {"shares": c.on_shares, "masked": c.on_head, "vote": c.on_vote, "unmask": c.on_unmask}[phase](message)
+            take = {
+                "shares": c.on_shares,
+                "masked": c.on_head,
+                "vote": c.on_vote,
+                "unmask": c.on_unmask,
+                "canaries": c.on_canaries,
+            }
+            take[phase](message)
             return m.Accepted()
         aborting = c.state in (ServerState.ABORTING, ServerState.ABORTED)
         if phase == "quorum":
@@ -256,6 +267,11 @@ class FakeServer:
             return c.u2_for(i)
         if phase == "done" and c.result is not None:
             return m.Done(c.params.lane, c.result.sha256)
+        if phase == "done" and c.blame is not None:
+            self.asked[device] = self.asked.get(device, 0) + 1
+            if i not in c.told or self.asked[device] <= self.asks:
+                return c.blame
+            raise RuleError(Code.SPOILED_SUM)
         return c.survivors if aborting else m.Wait(1)
 
     def put(self, path: str, data: bytes, token: str) -> Any:
@@ -268,7 +284,9 @@ class FakeServer:
         self.calls.append(("PUT masked", bytes.fromhex(token)))
         try:
             i = window.index(bytes.fromhex(token))
-            window.collector.on_vector(i)
+            if bytes.fromhex(token) in self.garbage:  # as a device would send it that lies about its hash as well
+                data = bytes(8) + data[8:]
+            window.collector.on_vector(i, canaries_of(data))
             window.uploads[i] = data
         except ProtocolError as error:
             return m.Failure(int(error.code), error.detail)
@@ -302,7 +320,10 @@ class FakeServer:
         elif c.state is ServerState.VOTE and late:
             c.ask_abort()
         elif c.ready_to_unmask and c.result is None and (late or len(c.responses) == len(c.u2)):
-            c.finish(bytearray(window.total))
+            try:
+                c.finish(bytearray(window.total))
+            except ProtocolError as error:
+                assert error.code is Code.SPOILED_SUM, error
             self.done_by |= {c.devices[i] for i in c.u3}
             self._maybe_publish()
         if c.state is not before:

@@ -11,7 +11,7 @@ import random
 import pytest
 from whimbrel.actions import Action, Send, Sleep, Upload
 from whimbrel.device_policy import DevicePolicy
-from whimbrel.records import UpdateState
+from whimbrel.records import UNSENT, UpdateState
 from whimbrel_kernels import ring_add
 from whimbrel_protocol.messages import Survivors
 from whimbrel_protocol.packing import decode_sum
@@ -161,6 +161,22 @@ def test_an_abort_that_is_asked_for_before_anything_left_costs_nothing() -> None
     aborted = next(iter(fleet.server.windows.values())).collector
     assert isinstance(aborted.survivors, Survivors) and aborted.survivors.abort
     assert all(len(updates) == 1 for d in fleet.devices for updates in d.trained.values())
+
+
+@pytest.mark.parametrize("asks", [1, 2])
+def test_survivors_of_a_spoiled_sum_tell_their_canary_masks_and_never_send_their_updates_again(asks: int) -> None:
+    fleet = Fleet(8)
+    server = fleet.server
+    server.garbage, server.asks = {fleet.devices[3].state.device}, asks
+    fleet.run_until(lambda: all(d.state.task("clouds").contributions for d in fleet.devices))
+    (window,) = server.windows.values()
+    c = window.collector
+    assert (c.state, len(c.told)) == (ServerState.FAILED, 8)
+    assert [fault.members for fault in c.faults] == [(c.devices.index(fleet.devices[3].state.device),)]
+    assert len([1 for call, _ in server.calls if call == "POST canaries"]) == 8 * asks
+    for device in fleet.devices:
+        assert [one.version for one in device.state.task("clouds").contributions] == [1]
+        assert not [one for one in device.state.updates if one.version == 1 and one.state in (*UNSENT, UpdateState.SPENT)]
 
 
 def test_a_hundred_lives_sum_in_windows_side_by_side() -> None:
