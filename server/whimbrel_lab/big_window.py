@@ -93,7 +93,7 @@ def _measured(federation: Federation, options: Options) -> dict[str, Any]:
     federation.start()
     pid = federation.world.server.process.pid
     idle_mb, cpu_s = _memory(pid, "VmRSS:"), _cpu(pid)
-    window = _finished_window(federation)
+    window = _finished_window(federation, options.members)
     stats = federation.world.admin.get("/v1/stats")
     vector = 8 * (2 + ceil((3 + options.parameters) / (64 // options.bits)))
     survivors = len(window["u3"])
@@ -121,10 +121,11 @@ def _window_bytes(stats: dict[str, Any]) -> int:
     return sum(count for route, count in routes.items() if "/v1/windows" in route or "/v1/joins" in route)
 
 
-def _finished_window(federation: Federation) -> dict[str, Any]:
+def _finished_window(federation: Federation, members: int) -> dict[str, Any]:
+    """Wait for the window of so many members; the spare devices may have a small one of their own."""
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
-        done = [window for window in federation.windows() if window["state"] == "done"]
+        done = [window for window in federation.windows() if window["state"] == "done" and window["n"] == members]
         if done:
             found: dict[str, Any] = federation.world.admin.get(f"/v1/windows/{done[0]['tau0']}")
             return found
