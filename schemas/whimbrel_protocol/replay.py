@@ -2,7 +2,7 @@
 
 Here belongs the command. What is computed from which item belongs in `replay_window.py` (whole windows) and
 `replay_steps.py` (one window step by step); both drive the same `Member` and `Collector` as the product. Single cases, good
-and bad, are `replay_cases.py`'s, files and reports `known_answers.py`'s.
+and bad, are `replay_cases.py`'s, rotated updates `replay_rotation.py`'s, files and reports `known_answers.py`'s.
 
 Each failed item is printed with its name; the last line is `N passed, N failed`; the exit status is 1 when anything
 failed. A file that cannot be read as known answers is a failed item too. Updates, weights and times that no output
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from whimbrel_protocol import replay_cases, replay_steps, replay_window
+from whimbrel_protocol import replay_cases, replay_rotation, replay_steps, replay_window
 from whimbrel_protocol.errors import ProtocolError
 from whimbrel_protocol.known_answers import MalformedError, Report, read
 
@@ -34,6 +34,7 @@ FORMATS = (
     Format(replay_window.ITEMS, replay_window.OUTPUTS, replay_window.replay),
     Format(replay_steps.ITEMS, replay_steps.OUTPUTS, replay_steps.replay),
     Format(replay_cases.ITEMS, replay_cases.OUTPUTS, replay_cases.replay),
+    Format(replay_rotation.ITEMS, replay_rotation.OUTPUTS, replay_rotation.replay),
 )
 
 

@@ -88,6 +88,23 @@ def test_a_refusal_within_a_story_is_a_fault_of_the_file(tmp_path: Path) -> None
     assert "steps[1]: was refused: error 341" in report.failures[0][1]
 
 
+@pytest.mark.parametrize("item", ["lane", "key", "signs", "values", "rotated", "signs_sha256", "count", "rotated_at"])
+def test_a_changed_rotation_fails(item: str, tmp_path: Path) -> None:
+    file = json.loads((PATH.parent / "rotation.json").read_text())
+    assert not report_of(file, tmp_path / "rotation.json").failures
+    case = next(case for case in reversed(file["cases"]) if item in case)
+    match case[item]:
+        case str() as text:
+            case[item] = text[:-1] + ("0" if text[-1] != "0" else "1")
+        case list() as numbers:
+            numbers[-1] += 0.25
+        case dict() as numbers:
+            numbers["8834"] += 1e-4
+        case count:
+            case[item] = count - 1
+    assert report_of(file, tmp_path / "rotation.json").failures
+
+
 Change = Callable[[dict[str, Any]], object]
 
 
