@@ -109,7 +109,7 @@ def _measured(federation: Federation, options: Options) -> dict[str, Any]:
         "target_over_idle_mb": round((STAGING + 3 * vector) / 2**20, 1),
         "device_peak_rss_mb": round(federation.devices.peak_rss_mb, 1),
         "vector_kb": round(vector / 1000, 1),
-        "overhead_per_member_kb": round((_window_bytes(stats) / window["n"] - vector) / 1000, 1),
+        "overhead_per_member_kb": round((_window_bytes(stats) - survivors * vector) / window["n"] / 1000, 1),
     }
 
 

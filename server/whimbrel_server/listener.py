@@ -21,6 +21,7 @@ logger = logging.getLogger("whimbrel.http")
 
 # After a refusal the rest of the body is read for this long, so that the client gets to see the answer.
 _LINGER_S = 1.0
+_READ_AHEAD = 2**14  # what a connection may buffer before its upload is read: it stands beside the staging budget, once each
 # Long polls are cut off when the server stops: devices ask again, and a kill must be as good as a stop.
 _SHUTDOWN_S = 0.5
 
@@ -122,7 +123,13 @@ async def listening(app: web.Application, host: str, port: int, terms: Terms, an
         manager = runner.server
         if manager is None or room.open >= terms.connections:
             return _Refused()
-        options = {"loop": loop, "access_log": None, "auto_decompress": False, "lingering_time": _LINGER_S}
+        options = {
+            "loop": loop,
+            "access_log": None,
+            "auto_decompress": False,
+            "lingering_time": _LINGER_S,
+            "read_bufsize": _READ_AHEAD,
+        }
         return _Connection(manager, room, answer, keepalive_timeout=terms.idle_s, **options)
 
     try:
