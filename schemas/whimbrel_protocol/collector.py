@@ -10,11 +10,11 @@ it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Self
 
-from whimbrel_protocol.blame import CANARY_BYTES, Fault, canary_faults
+from whimbrel_protocol.blame import CANARY_BYTES, Fault, Pair, Spoiled, canary_faults, read_masks
 from whimbrel_protocol.errors import Code, ProtocolError, RuleError
 from whimbrel_protocol.forming import choose_roster, window_params
 from whimbrel_protocol.masks import CIPHERTEXT_BYTES, SHARE_BYTES, WORD_BYTES
@@ -87,8 +87,9 @@ class Collector:
         self._certificate: Quorum | None = None
         self.tau1 = b""
         self.responses: dict[int, Unmask] = {}
-        self.told: dict[int, CanaryMasks] = {}
+        self.told: dict[int, dict[int, Pair]] = {}  # by survivor, its masks on the canary words
         self._unmasking: Unmasking | None = None
+        self._spoiled: Spoiled | None = None
         self.result: WindowSum | None = None
 
     @classmethod
@@ -353,6 +354,8 @@ class Collector:
         try:
             self.result = decode_sum(self.spec, bytes(total), len(self._u3))
         except RuleError:
+            if all(len(self._arrived[i]) == CANARY_BYTES for i in self._u3):
+                self._spoiled = self._unmasking.spoiled(self.spec.words, self._arrived)
             self._machine.advance(ServerEvent.SPOILED)
             raise
         self._machine.advance(ServerEvent.SUMMED)
@@ -368,13 +371,12 @@ class Collector:
     @property
     def blame(self) -> Blame | None:
         """What asks survivors for their masks on the canary words: only once the sum is spoiled, and if that can help."""
-        known = all(len(self._arrived[i]) == CANARY_BYTES for i in self._u3)
-        return Blame(self.tau1) if self.state is ServerState.FAILED and known else None
+        return Blame(self.tau1) if self._spoiled is not None else None
 
     def on_canaries(self, message: CanaryMasks) -> None:
         """Take what a survivor says of its masks on the canary words."""
         self._take(ServerEvent.CANARIES, message.i, message, lambda: self._check_canaries(message))
-        self.told.setdefault(message.i, message)
+        self.told.setdefault(message.i, read_masks(message, self.n))
 
     def _check_canaries(self, message: CanaryMasks) -> None:
         demand(message.i in self._u3, Code.NO_SUCH_MEMBER, f"member {message.i} is no survivor")
@@ -388,8 +390,8 @@ class Collector:
         if self._unmasking is None:
             return []
         found = self._unmasking.faults
-        if self.blame is not None:
-            found += canary_faults(self._unmasking.spoiled(self.spec.words, self._arrived, self.told.values()))
+        if self._spoiled is not None:
+            found += canary_faults(replace(self._spoiled, told=self.told))
         return found
 
     # --- the discipline that all inputs share -------------------------------------------------------------------------

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from whimbrel_kernels import shamir_combine
 
-from whimbrel_protocol.blame import Fault, FaultKind, Pair, Spoiled, canary_mask, read_masks, share_faults
+from whimbrel_protocol.blame import Fault, FaultKind, Pair, Spoiled, canary_mask, share_faults
 from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.masks import SHARE_BYTES, MaskKeys, PairMask, bcommit_of, exchange_all, pair_mask, self_key
-from whimbrel_protocol.messages import CanaryMasks, Unmask
+from whimbrel_protocol.messages import Unmask
 from whimbrel_protocol.primitives import x25519_public
 from whimbrel_protocol.reed_solomon import decode, shares_at
 from whimbrel_protocol.rules import members_of
@@ -74,6 +74,7 @@ class Unmasking:
         self._right: dict[int, list[Held]] = {}  # by dealer: t shares that gave its secret
         self._wrong: set[tuple[int, int]] = set()  # (responder, dealer)
         self._undecodable: dict[int, int] = {}  # dealer -> shares that were at hand
+        self._edges: dict[int, dict[int, PairMask]] = {}  # by dropped member, then survivor
 
     def attempt(self, responses: Sequence[Unmask]) -> None:
         """Recover the secrets that are still missing.
@@ -85,11 +86,16 @@ class Unmasking:
         dealt = shares_by_dealer(responses, self.window.cohort.n)
         self._undecodable = {}
         for dealer in self.window.u2:
-            if dealer not in self._secrets:
+            if dealer not in self._secrets and not self._too_many_lies:
                 self._recover(dealer, dealt.get(dealer, []))
         self._convict(dealt)
         if self._undecodable:
             raise RuleError(Code.BAD_SHARES, f"the secrets of members {sorted(self._undecodable)}")
+
+    @property
+    def _too_many_lies(self) -> bool:
+        """Whether more dealers' secrets cannot be decoded than may collude: it is the responders, and no use to go on."""
+        return len(self._undecodable) > max(self.window.c, 1)
 
     def _recover(self, dealer: int, held: Sequence[Held]) -> None:
         t = self.window.cohort.t
@@ -145,7 +151,7 @@ class Unmasking:
         cheats = [
             Fault(FaultKind.DEALING, (dealer,), f"{shares} revealed shares give no secret that it committed to")
             for dealer, shares in sorted(self._undecodable.items())
-            if shares >= enough
+            if shares >= enough and not self._too_many_lies
         ]
         return [*share_faults(self._wrong, self.window.c), *cheats]
 
@@ -164,13 +170,15 @@ class Unmasking:
 
     def _edges_of(self, j: int) -> dict[int, PairMask]:
         """The masks of a dropped member with the survivors, where the pair has an edge."""
-        window = self.window
-        shared = exchange_all(self._secrets[j], [(i, window.mask_keys[i]) for i in window.u3])
-        pairs = {i: pair_mask(shared[i], window.tau1, i, j) for i in window.u3}
-        return {i: pair for i, pair in pairs.items() if pair.is_edge(window.p32)}
+        if j not in self._edges:
+            window = self.window
+            shared = exchange_all(self._secrets[j], [(i, window.mask_keys[i]) for i in window.u3])
+            pairs = {i: pair_mask(shared[i], window.tau1, i, j) for i in window.u3}
+            self._edges[j] = {i: pair for i, pair in pairs.items() if pair.is_edge(window.p32)}
+        return self._edges[j]
 
-    def spoiled(self, words: int, vectors: Mapping[int, bytes], answers: Iterable[CanaryMasks]) -> Spoiled:
-        """What is known of a window whose sum failed; `vectors` holds of each survivor the two canary words."""
+    def spoiled(self, words: int, vectors: Mapping[int, bytes]) -> Spoiled:
+        """What is known of a window whose sum failed, before anybody told; `vectors`: the survivors' two canary words."""
         window = self.window
         edges = {j: self._edges_of(j) for j in window.dropped}
 
@@ -184,5 +192,5 @@ class Unmasking:
             vectors={i: Pair.read(vectors[i]) for i in window.u3},
             self_masks={i: mask(self_key(self._secrets[i], window.tau1, i)) for i in window.u3},
             known={i: {j: mask(edges[j][i].seed) for j in window.dropped if i in edges[j]} for i in window.u3},
-            told={answer.i: read_masks(answer, window.cohort.n) for answer in answers},
+            told={},
         )

@@ -263,9 +263,8 @@ def covering(window: Window, told: dict[int, CanaryMasks], liar: int, partner: i
 
 
 def _left_over(window: Window, message: CanaryMasks) -> tuple[int, int]:
-    unmasking = window.collector._unmasking
-    assert unmasking is not None
-    case = unmasking.spoiled(window.spec.words, window.collector._arrived, [message])
+    case = window.collector._spoiled
+    assert case is not None
     return _remainder(case, message.i, read_masks(message, window.n))
 
 
@@ -314,9 +313,8 @@ def two_liars() -> tuple[Spoiled, dict[int, dict[int, Pair]]]:
     """A window that members 3 and 9 spoiled, and what all would say if they were honest."""
     window = spoiled({3: noise, 9: last}, frozenset({12}))
     told = tells(window, window.collector.u3)
-    unmasking = window.collector._unmasking
-    assert unmasking is not None
-    case = unmasking.spoiled(window.spec.words, window.collector._arrived, [])
+    case = window.collector._spoiled
+    assert case is not None
     return case, {i: read_masks(message, N) for i, message in told.items()}
 
 
