@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ RULES: tuple[Rule, ...] = (
     _rule("2 at most once for each base", "whimbrel.records:TaskMemory.contributed_to", Code.CONTRIBUTED_BEFORE),
     _rule("2 at most q in a period", "whimbrel.preparing:prepare", Code.CONTRIBUTION_CAP),
     _rule("3 freed by a certificate alone", "whimbrel.windowing:settle"),
-    _rule("4 weights: no heavy member", "whimbrel_protocol.packing:pack"),
+    _rule("4 weights: no light member", "whimbrel_protocol.encoding:Encoding.weight_of", Code.TOO_FEW_EXAMPLES),
     _rule("8 invariants: I1 to I6", "whimbrel_protocol.window:MEMBER whimbrel_protocol.checks:check_all"),
 )
 
@@ -158,6 +159,7 @@ def resolve(kept_by: str) -> Any:
 # --- what the tests say ---------------------------------------------------------------------------------------------
 
 
+@cache
 def attacked(tests: Path) -> Mapping[str, list[str]]:
     """Return, by rule, what attacks it: names of attacks in back quotes, then tests as `file: name`."""
     found: dict[str, list[str]] = {}

@@ -5,12 +5,10 @@ Here belong the rows and the few functions that only they need.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 
-import numpy as np
 from whimbrel_protocol.collector import Collector
-from whimbrel_protocol.packing import pack
+from whimbrel_protocol.errors import Code
 from whimbrel_protocol.transcript import shares_body
 from whimbrel_protocol.window import ServerState
 
@@ -49,18 +47,6 @@ class Liar(Companion):
         collector.on_unmask(replace(honest, shares=bytes(255 - byte for byte in honest.shares)))
 
 
-class Light(Companion):
-    """Contributes nothing: zeros, with the least weight there is."""
-
-    def mask(self, collector: Collector, i: int) -> None:
-        """Head and vector of zeros."""
-        spec = collector.spec
-        self.there.on_u2(collector.u2_for(i))
-        self.vectors[collector.tau0] = self.there.mask(pack(spec, np.zeros(spec.d, np.int32), 0))
-        collector.on_head(self.there.head(hashlib.sha256(self.vectors[collector.tau0]).digest()))
-        collector.on_vector(i)
-
-
 def bought(kind: type[Companion], count: int) -> SetUp:
     """Some companions are of another kind."""
 
@@ -81,7 +67,7 @@ def repeats_an_entry(server: HostileServer) -> None:
 MEMBER_ATTACKS: tuple[Attack, ...] = (
     Attack("dealer-of-too-few-shares", "1.6 dealer: t holders or abort", None, FREE, set_up=bought(Stingy, 1), after=LEAVING),
     Attack("liars-at-unmasking", "1.6 blame: no honest dealer", None, COUNTED, set_up=bought(Liar, 2), after=LEAVING, n=12),
-    Attack("light-cohort", "4 weights: no heavy member", None, COUNTED, set_up=bought(Light, 9), after=LEAVING,
-           scene={"plan": {"weight_bits": 8}}),
+    Attack("light-cohort", "4 weights: no light member", Code.TOO_FEW_EXAMPLES, Update.NONE, set_up=HostileServer.strike,
+           scene={"plan": {"weight_bits": 8}, "body": {"weight_max": 1000}}),
     Attack("entry-reposted", "1.5 repeats: no entry twice", None, COUNTED, set_up=repeats_an_entry, after=LEAVING),
 )  # fmt: skip

@@ -24,6 +24,7 @@ FREE, SPENT, COUNTED = Update.FREE, Update.SPENT, Update.COUNTED
 N, FLOOR = 10, 8
 ALL = set(range(N))
 VOTE, UNMASK = frozenset({"vote"}), frozenset({"unmask"})
+CANARIES = frozenset({"canaries"})
 COMMIT, ABORT = m.VoteKind.COMMIT, m.VoteKind.ABORT
 
 
@@ -184,6 +185,11 @@ def late(server: HostileServer, honest: Any) -> Late:
     return Late(honest, 0.4)
 
 
+def blamed_otherwise(server: HostileServer, honest: m.Done) -> m.Blame:
+    """The client is asked for its canary masks rightly, and then with another word."""
+    return m.Blame(server.window.collector.tau1 if server.told["done"] == 1 else bytes(32))
+
+
 def haunted(server: HostileServer) -> None:
     server.plot = Ghosts(server)
 
@@ -260,8 +266,9 @@ PHASE_ATTACKS: tuple[Attack, ...] = (
            instead(lambda s: commit_to(s, without(1)(s)))),
     struck("done-blame-of-another-window", "1.9 blame: own window", Code.BLAME_OTHER_WINDOW, SPENT,
            instead(lambda s: m.Blame(bytes(32)))),
-    struck("done-blame-twice", "1.9 blame: only once", Code.UNEXPECTED_MESSAGE, SPENT,
-           instead(lambda s: m.Blame(s.window.collector.tau1)), after=frozenset({"canaries"})),
+    struck("done-blame-twice", "1.9 blame: only once", Code.SECOND_BODY, SPENT, blamed_otherwise, after=CANARIES),
+    struck("done-blame-without-end", "1.9 blame: only once", None, COUNTED,
+           instead(lambda s: m.Blame(s.window.collector.tau1)), after=CANARIES),
     Attack("unmask-asked-again", "1.5 UNMASK: never both, only once", None, COUNTED,
            {"accepted unmask": busy_at_first}, after=UNMASK),
     Attack("answers-lost", "1.5 repeats: the stored answer again", None, COUNTED,

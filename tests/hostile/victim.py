@@ -28,8 +28,8 @@ from tests.hostile.attack import Attack, Update
 from tests.hostile.listener import Listener
 from tests.hostile.world import HostileServer
 
-POLICY = DevicePolicy(backoff_min_s=0.05, backoff_max_s=0.1, window_patience_s=0.8, poll_s=0.3, history=5)
-LIMIT_S, LINGER_S = 20.0, 0.15
+POLICY = DevicePolicy(backoff_min_s=0.05, backoff_max_s=0.1, window_patience_s=1.2, poll_s=0.3, history=5)
+LIMIT_S, LINGER_S = 30.0, 0.1
 
 
 class Numbers(logging.Handler):
@@ -155,4 +155,6 @@ def _watch(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
         return time.time() + (trial.attack.clock_s if server.known else 0)
 
     monkeypatch.setattr(os, "urandom", urandom)
+    for name in ("windowing._RETRY_S", "lifecycle._REJOIN_S"):  # what is waited for at most, between two tries
+        monkeypatch.setattr(f"whimbrel.{name}", 0.1)
     monkeypatch.setattr("whimbrel.participant.time", SimpleNamespace(time=clock))
