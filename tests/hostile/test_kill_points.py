@@ -8,11 +8,13 @@ import sys
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from whimbrel.journal import inspect
-from whimbrel.records import DeviceState, UpdateRecord
+from whimbrel.records import DeviceState, UpdateRecord, UpdateState
+from whimbrel_protocol import messages as m
 from whimbrel_protocol.collector import Collector
 from whimbrel_protocol.window import ServerState
 
@@ -140,3 +142,46 @@ def assert_counted_once(server: HostileServer, plain: bytes) -> None:
     for tau0 in {one.tau0 for one in server.seen if one.kind == "put"} - {counted.tau0}:
         other = server.windows[tau0].collector
         assert other.abort_certificate is not None or other.quorum is not None, "freed without a certificate"
+
+
+def deaf_to_votes(server: HostileServer) -> None:
+    """Votes come to nothing, and once one was sent the server asks for the opposite."""
+    honest = server._window
+
+    def window(method: str, tau0: bytes, phase: str, message: Any, device: bytes) -> Any:
+        if phase == "quorum" or (method, phase) == ("POST", "vote"):
+            return m.Wait(0) if method == "GET" else m.Accepted()
+        if phase == "survivors" and votes(server):
+            return m.Survivors(b"", b"", abort=True)
+        return honest(method, tau0, phase, message, device)
+
+    server._window = window  # type: ignore[method-assign]
+
+
+def votes(server: HostileServer) -> list[m.Vote]:
+    """The client's votes, each as often as it was sent."""
+    return [one.body for one in server.seen if one.kind == "vote"]
+
+
+@pytest.mark.processes
+@pytest.mark.rule("1.5 VOTE: persisted before it leaves")
+async def test_a_device_that_was_killed_after_its_vote_repeats_it_whatever_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    server = HostileServer(Attack("death", "1.5 VOTE: persisted before it leaves", None, Update.SPENT))
+    deaf_to_votes(server)
+    device, listener = Device(server, tmp_path / "device"), Listener(server)
+    listener.before = killer(device, listener, "GET quorum")
+    async with listener.serving():
+        device.start(listener.url)
+        try:
+            await device.death()
+            first = len(votes(server))
+            device.start(listener.url)
+            await until(lambda: len(votes(server)) > first)
+        finally:
+            device.kill()
+    assert first == 1 and set(votes(server)) == {votes(server)[0]}
+    assert contradictions(server) == []
+    assert device.update.state is UpdateState.SPENT
