@@ -195,7 +195,7 @@ def test_orders(site: Site, name: str) -> None:
 
 # Thrown at here or in `test_fuzz_windows.py`, by listener.
 _PHASES = [f"GET /v1/windows/{{tau0}}/{phase}" for phase in ("u2", "survivors", "quorum", "done")]
-_POSTS = [f"POST /v1/windows/{{tau0}}/{phase}" for phase in ("shares", "masked", "vote", "unmask")]
+_POSTS = [f"POST /v1/windows/{{tau0}}/{phase}" for phase in ("shares", "masked", "vote", "unmask", "canaries")]
 _SMALL = [f"POST /v1/{name}" for name in ("enrol", "renew", "check-in", "joins", "reports")]
 _REST = ["GET /v1/joins/{ticket}", "GET /v1/blobs/{sha256}", "GET /health"]
 THROWN_AT = {

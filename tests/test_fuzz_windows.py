@@ -194,8 +194,9 @@ def throw_at_what_ended(site: Site, device: Device, tau0: str) -> None:
     forgotten(site, tau0)
     for phase, status in (("u2", 409), ("quorum", 200), ("done", 200)):
         throw_polls(site, device, phase, status)
-    late = throw_posts(site, device, "unmask", m.Unmask(0, bytes(2), b""), {Code.PHASE_OVER})
-    site.still(throw_around(site, late), Code.PHASE_OVER.http, site.device)
+    for phase, message in (("unmask", m.Unmask(0, bytes(2), b"")), ("canaries", m.CanaryMasks(0, bytes(2), bytes(16)))):
+        late = throw_posts(site, device, phase, message, {Code.PHASE_OVER})
+        site.still(throw_around(site, late), Code.PHASE_OVER.http, site.device)
     for path in (f"/v1/windows/{tau0}", f"/v1/windows/{tau0}/sum", "/v1/tasks/digits/versions/latest/model"):
         order = site.order("GET", path)
         site.throw(order, site.admin, {Code.TOKEN_INVALID, Code.NOT_FOUND})

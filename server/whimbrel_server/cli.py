@@ -141,9 +141,12 @@ def _blame(device: dict[str, Any]) -> str:
     if not device["blames"]:
         return ""
     last, until = device["blames"][-1], device["quarantined_until"]
-    others = "" if len(last["suspects"]) == 1 else f" (one of {len(last['suspects'])})"
     rest = f", no work until {_date(until)}" if until else ""
-    return f"{last['kind']}{others} in {last['window'][:8]}{rest}"
+    return f"{last['kind']} ({_others(last)}) in {last['window'][:8]}{rest}"
+
+
+def _others(blame: dict[str, Any]) -> str:
+    return "for certain" if len(blame["suspects"]) == 1 and blame["kind"] != "silent" else f"one of {len(blame['suspects'])}"
 
 
 def _window_list(arguments: argparse.Namespace) -> None:
@@ -153,7 +156,13 @@ def _window_list(arguments: argparse.Namespace) -> None:
 
 
 def _window_show(arguments: argparse.Namespace) -> None:
-    _print_pairs(AdminClient(DataDir(arguments.dir)).get(f"/v1/windows/{arguments.tau0}"))
+    window = AdminClient(DataDir(arguments.dir)).get(f"/v1/windows/{arguments.tau0}")
+    blames = window.pop("blames")
+    _print_pairs(window)
+    if blames:
+        print("blames")
+        rows = [(b["device"], b["kind"], _others(b), b["detail"], _date(b["until"]) if b["until"] else "-") for b in blames]
+        _print_table(("device", "kind", "suspects", "what", "no work until"), rows)
 
 
 def _model_export(arguments: argparse.Namespace) -> None:

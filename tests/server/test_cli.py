@@ -6,9 +6,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from whimbrel_protocol.signed import Plan
+from whimbrel_server import cli
 from whimbrel_server.cli import main
 
 from tests.server.world import FLEET, PLAN_SIGNER, ROOT, SETTINGS, model, policy
@@ -135,3 +137,39 @@ def test_init_changes_nothing_where_a_directory_exists(files: Path, capsys: pyte
     status, _, err = command(capsys, "init", folder, "--root", ROOT.public.hex(), "--policy", files / "policy.bin")
     assert (status, "exists already" in err) == (2, True)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+class _Blamed:
+    """An admin listener that knows one blamed device and one window."""
+
+    blame: ClassVar[dict[str, Any]] = {
+        "device": "aa" * 16,
+        "window": "bb" * 32,
+        "kind": "mask",
+        "detail": "differ",
+        "suspects": ["aa" * 16, "cc" * 16],
+        "blamed_at": 1.0,
+        "until": 4e9,
+    }
+
+    def __init__(self, _: object) -> None:
+        """As the real one."""
+
+    def get(self, path: str) -> Any:
+        if path.startswith("/v1/windows/"):
+            return {"tau0": "bb" * 32, "failure": 378, "blames": [self.blame]}
+        seen = {"last_seen": 1.0, "contributions": 0, "app_version": "1"}
+        spared = {"device": "cc" * 16, **seen, "blames": [], "quarantined_until": None}
+        known = {"device": "aa" * 16, **seen, "blames": [self.blame], "quarantined_until": 4e9}
+        return [known, spared] if path.endswith("after=") else []
+
+
+def test_operators_see_who_was_blamed_and_for_how_long(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "AdminClient", _Blamed)
+    _, blamed, spared = command(capsys, "device", "list", "--dir", tmp_path)[1].splitlines()
+    assert "mask (one of 2) in bbbbbbbb, no work until 2096" in blamed
+    assert "mask" not in spared
+    shown = command(capsys, "window", "show", "--dir", tmp_path, "bb" * 32)[1]
+    assert "378" in shown and "aa" * 16 in shown.splitlines()[-1] and "differ" in shown
