@@ -266,8 +266,11 @@ class Collector:
 
     @property
     def survivors(self) -> Survivors:
-        """SURVIVORS as members get it: the survivors with their signatures, or the request for an abort."""
-        if self.state in (ServerState.ABORTING, ServerState.ABORTED):
+        """SURVIVORS as members get it: the survivors with their signatures, or the request for an abort.
+
+        An abort that can no longer be reached is asked of nobody: who has not voted yet may then complete the quorum.
+        """
+        if self.state in (ServerState.ABORTING, ServerState.ABORTED) and self.abort_reachable:
             return Survivors(b"", b"", abort=True)
         demand(bool(self._u3), Code.OUT_OF_TURN, "the survivors are not fixed")
         return Survivors(bitmap(self._u3, self.n), b"".join(self._heads[i].msig for i in self._u3))
@@ -279,6 +282,11 @@ class Collector:
         if self.state in (ServerState.ABORTING, ServerState.ABORTED):
             return
         self._decide(ServerEvent.ABORT_ASKED, Decision.ASK_ABORT)
+
+    @property
+    def abort_reachable(self) -> bool:
+        """Whether t abort votes can still come: no longer once more than n - t members voted commit (section 1.9)."""
+        return len(self._votes[VoteKind.COMMIT]) <= self.n - self.t
 
     def on_vote(self, message: Vote) -> None:
         """Take a member's one vote; the t-th of a kind makes the certificate."""

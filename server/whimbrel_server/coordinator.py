@@ -25,7 +25,7 @@ from whimbrel_server.fleet import Fleet
 from whimbrel_server.problems import numbered
 from whimbrel_server.settings import TaskSettings
 from whimbrel_server.storage.records import AssignmentRecord, TaskRecord, WindowRecord
-from whimbrel_server.task_run import Assignment
+from whimbrel_server.task_run import Assignment, ClosedWindow
 from whimbrel_server.tokens import Tokens
 from whimbrel_server.window_restore import restore
 from whimbrel_server.window_run import WindowRun
@@ -199,9 +199,9 @@ class Coordinator:
         self._by_id[window_id], self._tau0[window_id] = window, window.tau0
         return window
 
-    def take_in(self, run: WindowRun) -> LiveWindow:
-        """Let a window run of which the engine knows no more: it waits for the votes that free its updates."""
-        window = self._make(run, None)
+    def take_in(self, run: WindowRun, masked_sum: bytes | None) -> LiveWindow:
+        """Let a window run of which the engine knows no more: it waits for the votes that settle its updates."""
+        window = self._make(run, masked_sum)
         asyncio.get_running_loop().call_later(_LINGER_S, self._forget, window)
         return window
 
@@ -211,13 +211,13 @@ class Coordinator:
         return window
 
     async def revive(self, record: WindowRecord) -> LiveWindow:
-        """Bring back a window that was given up, for the votes that free its updates; the engine knows of it no more."""
+        """Bring back a window that was given up, for the votes that settle its updates; the engine knows of it no more."""
         stored = await self.services.rounds.events(record.tau0)
         spec, limits = await self.catalogue.spec(record), self.catalogue.task(record.task).settings.limits(0)
         if record.tau0 in self.windows:  # another member's vote was quicker
             return self.windows[record.tau0]
         run, begin = restore(record, stored, spec, limits, self.now())
-        window = self.take_in(run)
+        window = self.take_in(run, record.masked_sum)
         window.begin(begin)
         return window
 
@@ -243,10 +243,22 @@ class Coordinator:
             for one in window.blamed:
                 follows = [*follows, *self.engine.quarantine(one.device, one.until, now)]
             self.spawn(self.carry_out(follows))
+        elif outcome == "done":
+            self.spawn(self._count_late(window))
         asyncio.get_running_loop().call_later(_LINGER_S, self._forget, window)
 
+    async def _count_late(self, window: LiveWindow) -> None:
+        """Hand the sum of a window that was given up to the round of its version, if that goes on."""
+        record, collector = await self.record(window.tau0), window.run.collector
+        done = ClosedWindow(record.window_id, tuple(collector.devices[i] for i in collector.u3))
+        counts, follows = self.engine.window_late(record.task, record.version, done, self.now())
+        if counts:
+            self._tau0[record.window_id] = record.tau0
+        logger.info("late sum", extra={"window": record.tau0.hex(), "version": record.version, "counts": counts})
+        await self.carry_out(follows)
+
     def _forget(self, window: LiveWindow) -> None:
-        """Drop an ended window from memory, unless it still waits for the votes that free its updates."""
+        """Drop a window from memory that does nothing by itself any more; a late vote brings it back (see `revive`)."""
         if window.ended:
             window.stop()
             if self.windows.get(window.tau0) is window:

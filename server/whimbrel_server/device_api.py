@@ -27,6 +27,7 @@ from whimbrel_server.hot_blobs import HotBlobs
 from whimbrel_server.listener import note_request, when_lost
 from whimbrel_server.metrics import METRICS, Metrics, counted
 from whimbrel_server.problems import errors_as, failure, nowhere, numbered
+from whimbrel_server.storage.records import WindowRecord
 from whimbrel_server.windows import LiveWindow, Posted
 
 OCTETS = "application/octet-stream"
@@ -112,10 +113,14 @@ async def _live(call: Call, for_vote: bool) -> tuple[LiveWindow, int]:
         return found
     if call.device not in ended.devices(found):
         raise RuleError(Code.NOT_YOURS, "this device is not in the window's roster")
-    if for_vote and ended.waits_for_votes(found):
-        window = await coordinator.revive(found)
-        return window, window.member(call.device)
+    if for_vote and ended.waits_for_votes(found, coordinator.now()):
+        return await _revived(coordinator, found, call.device)
     raise RuleError(Code.PHASE_OVER, f"the window has ended: {found.state}")
+
+
+async def _revived(coordinator: Coordinator, record: WindowRecord, device: bytes) -> tuple[LiveWindow, int]:
+    window = await coordinator.revive(record)
+    return window, window.member(device)
 
 
 ENDPOINTS = (
@@ -199,14 +204,17 @@ async def _poll_join(request: web.Request) -> web.Response:
 
 async def _poll_window(phase: str, request: web.Request) -> web.Response:
     device, tau0 = _device(request), _hex(request.match_info["tau0"], 32, Code.UNKNOWN_WINDOW)
-    found = await request.app[DESK].coordinator.window(tau0, device)
+    coordinator = request.app[DESK].coordinator
+    found = await coordinator.window(tau0, device)
+    if not isinstance(found, tuple) and phase == "survivors" and ended.may_want_commits(found, device, coordinator.now()):
+        found = await _revived(coordinator, found, device)
     if not isinstance(found, tuple):
         return _answered(ended.answer(found, phase, device))
     window, i = found
 
     def lost() -> None:
         window.lost(i)
-        request.app[DESK].coordinator.wake_alarm()
+        coordinator.wake_alarm()
 
     with when_lost(request, lost):
         return await _polled(request, partial(window.answer, phase, i))

@@ -10,7 +10,7 @@ from whimbrel_protocol import wire
 from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.objects import JoinEntry
 
-from whimbrel_server.storage.records import WindowRecord
+from whimbrel_server.storage.records import CERTIFICATE_S, WindowRecord
 
 
 def devices(record: WindowRecord) -> list[bytes]:
@@ -18,9 +18,15 @@ def devices(record: WindowRecord) -> list[bytes]:
     return [JoinEntry.decode(entry).device for entry in record.roster]
 
 
-def waits_for_votes(record: WindowRecord) -> bool:
-    """Whether the window was given up and the votes that free its updates are not all in."""
-    return record.state == "aborted" and record.abort is None
+def waits_for_votes(record: WindowRecord, now: float) -> bool:
+    """Whether the window was given up and the votes that settle its updates are not in, nor forgotten yet."""
+    kept = (record.closed_at or now) > now - CERTIFICATE_S
+    return record.state == "aborted" and record.abort is None and kept
+
+
+def may_want_commits(record: WindowRecord, device: bytes, now: float) -> bool:
+    """Whether a member that has not voted may be wanted for the commit: only the votes tell, and those the window knows."""
+    return record.u3 is not None and waits_for_votes(record, now) and device in devices(record)
 
 
 def answer(record: WindowRecord, phase: str, device: bytes) -> m.Message:

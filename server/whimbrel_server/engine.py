@@ -32,7 +32,7 @@ from whimbrel_server.events import (
     Waiting,
 )
 from whimbrel_server.pace import Sleepers, come_back
-from whimbrel_server.task_run import Assignment, Ready, TaskRun, TaskState, Verdict
+from whimbrel_server.task_run import Assignment, ClosedWindow, Ready, TaskRun, TaskState, Verdict
 from whimbrel_server.timers import Timers
 
 # An entry must stand this long after its window opened (masking protocol, section 1.9).
@@ -315,6 +315,17 @@ class Engine:
     def window_aborted(self, window_id: int, now: float, lost: Sequence[bytes] = ()) -> list[Effect]:
         """A window will have no sum and its updates are free: its members may join again; `lost` ones are not counted on."""
         return self._close(window_id, (), lost, now)
+
+    def window_late(self, task_name: str, version: int, window: ClosedWindow, now: float) -> tuple[bool, list[Effect]]:
+        """A window that was given up has its sum after all: whether it counts, because the round of its version goes on."""
+        effects = self.tick(now)
+        task = self._tasks[task_name]
+        if task.version != version or task.state is not TaskState.RUNNING:
+            return False, effects
+        task.count(window)
+        for device in window.contributors:
+            self._release(device, task)
+        return True, effects + self._consider(task, now)
 
     def window_failed(self, window_id: int, now: float, spent: Sequence[bytes] | None = None) -> list[Effect]:
         """A window had its quorum and will never have a sum: the updates of its survivors are lost for good.

@@ -111,9 +111,14 @@ async def _restore_window(
     spec = await coordinator.catalogue.spec(record)
     limits = coordinator.catalogue.task(record.task).settings.limits(spec.words)
     run, begin = restore(record, events, spec, limits, coordinator.now())
-    if record.state in UNFINISHED:
+    if _is_awaited(record, coordinator.catalogue.task(record.task).version.version):
         return coordinator.adopt(run, record.masked_sum), begin
-    return coordinator.take_in(run), begin
+    return coordinator.take_in(run, record.masked_sum), begin
+
+
+def _is_awaited(record: WindowRecord, version: int) -> bool:
+    """Whether the round waits for a window: one that had its quorum late may be of an older version."""
+    return record.state in UNFINISHED and record.version == version
 
 
 def _task_start(coordinator: Coordinator, task: TaskRecord, stored: Recovery) -> TaskStart:
@@ -128,7 +133,7 @@ def _task_start(coordinator: Coordinator, task: TaskRecord, stored: Recovery) ->
         open_windows=tuple(
             RunningWindow(w.window_id, tuple(ended.devices(w)))
             for w, _ in stored.unfinished
-            if w.task == task.name and w.state in UNFINISHED
+            if w.task == task.name and _is_awaited(w, version)
         ),
         assignments=tuple(
             Assignment(a.id, a.device, a.task, a.version, a.expires)

@@ -75,7 +75,7 @@ class Blamed:
 
 @dataclass(frozen=True)
 class Closed:
-    """Tell the engine: `done`, `aborted` or `failed`."""
+    """Tell the engine: `done`, `aborted` or `failed`. After `aborted` a `done` may still come, of votes that were late."""
 
     outcome: str
 

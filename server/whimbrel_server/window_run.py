@@ -8,6 +8,11 @@ times are Unix seconds.
     SHARE -> FIX_U2 -> MASK -> FIX_SURVIVORS -> VOTE -> FIX_QUORUM -> UNMASK -> UNMASKING -> DONE
       any shortage before the quorum: ABORT -> FIX_ABORT -> ABORTED (from VOTE on, late commits may still win)
       after the quorum never an abort: FAILED when the answers do not come, or the sum is spoiled (then after BLAME)
+
+A window that is given up stays in ABORT: its round does not wait for it, and yet every vote is taken for as long as
+certificates are kept, because no spent update is settled without one. It asks for aborts while these can be reached, and for
+commits once more than n - t members gave theirs. A commit quorum that forms so late leads to UNMASK as one in time does: the
+sum counts if its version is still the newest, and the members get their certificate in any case.
 """
 
 from __future__ import annotations
@@ -34,7 +39,6 @@ from whimbrel_protocol.messages import (
     Survivors,
     Unmask,
     Vote,
-    VoteKind,
 )
 from whimbrel_protocol.rules import bitmap
 from whimbrel_protocol.window import Discarded, Outcome, ServerState, Shortage
@@ -98,7 +102,7 @@ class WindowRun:
         self._answers: dict[int, float] = {}  # member -> seconds into the phase
         self._gone: dict[int, float] = {}
         self._given_up = 0  # members, by closing early
-        self._hopeless = False  # the engine was told that there will be no sum
+        self._abandoned = False  # the engine was told not to wait
         self._attempted = 0  # responses that the last unmasking had
         self._failure = Code.SHORTAGE  # why there is no sum, until something else is known
         self._began = now
@@ -149,9 +153,6 @@ class WindowRun:
 
     def on_vote(self, message: Vote, now: float) -> list[WindowEffect]:
         """Take a member's one vote; the t-th of a kind makes the certificate."""
-        if self._hopeless and message.kind is VoteKind.COMMIT:
-            self.counts["vote", Outcome.DISCARDED.value] += 1
-            raise Discarded(Code.TOO_LATE, "the window was given up: only an abort can still be certified")
         self._take("vote", lambda: self.collector.on_vote(message))
         self._answers.setdefault(message.i, now - self._began)
         return [_log("vote", message.i, message), *self._certified(now)]
@@ -216,7 +217,7 @@ class WindowRun:
             case Phase.UNMASK | Phase.BLAME:
                 return self._fail(now)
             case Phase.ABORT:
-                return self._give_up_hope()
+                return self._abandon()
         return []
 
     def _missing(self) -> list[int]:
@@ -280,10 +281,11 @@ class WindowRun:
         hopeful = self.phase is Phase.VOTE
         self.collector.ask_abort()
         self._enter(Phase.ABORT, now)
-        return [Wake()] if hopeful else [Wake(), *self._give_up_hope()]
+        return [Wake()] if hopeful else [Wake(), *self._abandon()]
 
-    def _give_up_hope(self) -> list[WindowEffect]:
-        self._hopeless, self._ends = True, None
+    def _abandon(self) -> list[WindowEffect]:
+        """Let the round go on without this window, which goes on collecting votes."""
+        self._abandoned, self._ends = True, None
         return [GiveUp("aborted"), Closed("aborted")]
 
     def _certified(self, now: float) -> list[WindowEffect]:
@@ -316,7 +318,7 @@ class WindowRun:
         if self.phase not in following:
             raise RuleError(Code.OUT_OF_TURN, f"nothing is to be settled in the phase {self.phase.value}")
         self._enter(following[self.phase], now)
-        ended = self.phase in (Phase.DONE, Phase.ABORTED) and not self._hopeless
+        ended = self.phase is Phase.DONE or (self.phase is Phase.ABORTED and not self._abandoned)
         return [*self._blamed(), Wake(), Closed(self.phase.value)] if ended else [Wake()]
 
     def _blamed(self) -> list[WindowEffect]:
@@ -350,9 +352,13 @@ class WindowRun:
 
     def u2_for(self, i: int) -> U2 | Survivors | None:
         """U2 for member `i`; the request for an abort vote; None: wait. Raises NO_SUCH_MEMBER for who is not in U2."""
-        if self.phase in _ABORTING:
+        if self._asks_abort:
             return self.collector.survivors
-        return self.collector.u2_for(i) if self.phase in _U2_SHOWN else None
+        return self.collector.u2_for(i) if self.phase in (*_U2_SHOWN, *_ABORTING) else None
+
+    @property
+    def _asks_abort(self) -> bool:
+        return self.phase in _ABORTING and self.collector.abort_reachable
 
     def survivors(self) -> Survivors | None:
         """The survivors, or the request for an abort vote; None: wait."""
@@ -371,7 +377,7 @@ class WindowRun:
         """
         if self.phase is Phase.FAILED:
             raise RuleError(self._failure, f"{self._failure.title}; its updates stay spent")
-        if self.phase in _ABORTING:
+        if self._asks_abort:
             return self.collector.survivors
         if self.phase is Phase.BLAME:
             asked = i in self.collector.u3 and i not in self.collector.told
@@ -415,7 +421,7 @@ class WindowRun:
             self._enter(Phase.VOTE, now)
             return []
         self._enter(Phase.ABORT, now)
-        effects = [] if state == "vote" else self._give_up_hope()
+        effects = [] if state == "vote" else self._abandon()
         # A window that storage calls aborted was given up before: everybody knows.
         return [*([] if state == "aborted" else effects), *self._certified(now)]
 

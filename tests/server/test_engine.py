@@ -278,6 +278,20 @@ class TestWindows:
         desk.join(again, seq=2)
         assert desk.check_in(device(5)) is None
 
+    def test_a_sum_that_comes_after_its_window_was_given_up_counts_in_the_round_of_its_version_alone(self) -> None:
+        desk = Desk()
+        window, other = desk.windows(range(36))
+        members = tuple(text[5:21] for text in window.entries)
+        desk.effects += desk.engine.window_aborted(window.window_id, desk.now, members)
+        late = ClosedWindow(window.window_id, members)
+        assert desk.engine.window_late("digits", 2, late, desk.now) == (False, [])
+        counts, _ = desk.engine.window_late("digits", 1, late, desk.now)
+        assert counts and desk.engine.task("digits").contributions == len(members)
+        assert desk.check_in(members[0]) is None, "its update is counted"
+        desk.done(other)
+        assert [effect.windows for effect in desk.take(Publish)] == [(window.window_id, other.window_id)]
+        assert desk.engine.window_late("digits", 1, late, desk.now) == (False, []), "the version is being made"
+
     def test_survivors_of_a_failed_window_are_spent_and_the_others_are_free(self) -> None:
         desk = Desk()
         [window] = desk.windows(range(18))

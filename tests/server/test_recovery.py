@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -43,6 +43,14 @@ async def sums(operator: Operator, devices: list[Device]) -> list[int]:
         assert np.array_equal(total.values, np.sum([device.values for device in survivors], axis=0))
         counts.append(len(survivors))
     return counts
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    for _ in range(200):
+        if holds():
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("it never came to pass")
 
 
 async def up_to(device: Device, step: str) -> None:
@@ -151,6 +159,38 @@ async def test_from_the_fixed_survivor_set_on_a_window_goes_on(tmp_path: Path, s
             done = await device.poll(f"{device.window}/done")
             assert isinstance(done, m.Done)
         assert await sums(operator, devices) == [10]
+
+
+@pytest.mark.parametrize("dies", [False, True])
+async def test_the_commit_that_was_missing_may_come_when_the_window_has_left_memory(tmp_path: Path, dies: bool) -> None:
+    world = await World.make(tmp_path)
+    async with world.serving() as (server, operator, devices):
+        await operator.start_task(vote_s=0.2, patience_s=0.2, rounds=1)
+        await asyncio.gather(*(device.train() for device in devices))
+        await asyncio.gather(*(up_to(device, "masked") for device in devices))
+        for device in devices[:6]:  # more than 10 - 7: no abort can be reached any more
+            await device.vote()
+        windows = server.coordinator.windows
+        [live] = windows.values()
+        await until(lambda: live.ended)
+        if not dies:
+            windows.clear()
+            await complete(operator, devices)
+    if dies:
+        async with again(world, devices) as operator:
+            await complete(operator, devices)
+
+
+async def complete(operator: Operator, devices: list[Device]) -> None:
+    """Bring the seventh commit to a window that was given up after six, and see it count in the round that is still open."""
+    last = devices[6]
+    assert not (await last.poll(f"{last.window}/survivors")).abort
+    await last.vote()
+    for device in devices[:7]:
+        await device.unmask()
+    assert isinstance(await last.poll(f"{last.window}/done"), m.Done)
+    assert await sums(operator, devices) == [10]
+    await until(lambda: operator.server.coordinator.catalogue.task("digits").version.contributions == 10)
 
 
 async def test_certificates_of_ended_windows_are_there_after_a_restart(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from whimbrel_kernels import ring_add
 from whimbrel_protocol.blame import Fault, FaultKind, canaries_of
 from whimbrel_protocol.collector import Collector
 from whimbrel_protocol.errors import Code, ProtocolError, RuleError
-from whimbrel_protocol.messages import Blame, Quorum, Survivors, Unmask, VoteKind
+from whimbrel_protocol.messages import Blame, Quorum, Survivors, Unmask, Vote, VoteKind
 from whimbrel_protocol.rules import bitmap, members_of
 from whimbrel_protocol.window import Discarded
 from whimbrel_server.settings import WindowLimits
@@ -302,8 +302,8 @@ class TestShortage:
             shell.keep(shell.run.on_vote(vote, shell.now))
         assert shell.wait(5) == [Wake()]
         assert (shell.run.phase, shell.closed) == (Phase.ABORT, [])
-        # Ten committed: with 24 members an abort needs 15 of the other 14 and can never come.
-        shell.vote(range(T, N))
+        # Ten committed: with 24 members an abort needs 15 of the other 14 and can never come, so nobody is asked for one.
+        assert shell.run.survivors() == survivors and shell.run.done(0) is None and shell.run.u2_for(0) is not None
         for vote in commits[10:]:
             shell.keep(shell.run.on_vote(vote, shell.now))
         shell.settle()
@@ -313,19 +313,56 @@ class TestShortage:
         result = shell.run.collector.result
         assert result is not None and result.values.tolist() == shell.plain()
 
-    def test_votes_that_never_come_end_the_window_and_commits_after_that_count_no_more(self) -> None:
+    def abandoned(self, commits: int) -> tuple[Shell, list[Vote]]:
+        """A window that its round no longer waits for after so many commits, and nine more members' votes, not cast."""
         shell = Shell().until(Phase.VOTE)
         survivors = shell.run.survivors()
         assert survivors is not None
-        late = shell.play.members[0].on_survivors(survivors)
+        votes = [member.on_survivors(survivors) for member in shell.play.members[: commits + N - T]]
+        for vote in votes[:commits]:
+            shell.keep(shell.run.on_vote(vote, shell.now))
         shell.wait(5)
         assert shell.wait(30) == [GiveUp("aborted"), Closed("aborted")]
-        with pytest.raises(ProtocolError) as caught:
-            shell.run.on_vote(late, shell.now)
-        assert caught.value.code is Code.TOO_LATE
-        shell.vote(range(1, T + 1))
+        return shell, votes[commits:]
+
+    def test_votes_that_never_come_end_the_window_for_its_round_and_an_abort_may_follow(self) -> None:
+        shell, _ = self.abandoned(0)
+        shell.vote(range(N - T, N))
         shell.settle()
         assert (shell.run.phase, shell.closed) == (Phase.ABORTED, ["aborted"])
+
+    def test_commits_that_an_abort_cannot_overtake_are_completed_however_late_and_the_sum_is_exact(self) -> None:
+        shell, votes = self.abandoned(T - 1)
+        shell.wait(86_400)
+        assert shell.restored() == [], "nor does a restart lose the votes"
+        assert shell.run.survivors() != Survivors(b"", b"", abort=True), "an abort is asked of nobody"
+        shell.keep(shell.run.on_vote(votes[0], shell.now))
+        shell.settle()
+        certificate = shell.run.quorum()
+        assert isinstance(certificate, Quorum) and certificate.kind is VoteKind.COMMIT
+        assert shell.restored() == [] and shell.run.phase is Phase.UNMASK
+        shell.reveal(range(T))
+        shell.settle()
+        result = shell.run.collector.result
+        assert result is not None and result.values.tolist() == shell.plain()
+        assert shell.closed == ["done"]
+
+    def test_the_first_late_commit_that_rules_the_abort_out_asks_the_others_for_commits_again(self) -> None:
+        shell, votes = self.abandoned(N - T)
+        assert shell.run.survivors() == Survivors(b"", b"", abort=True)
+        shell.keep(shell.run.on_vote(votes[0], shell.now))
+        survivors = shell.run.survivors()
+        assert survivors is not None and not survivors.abort
+        for vote in votes[1 : 2 * T - N]:
+            shell.keep(shell.run.on_vote(vote, shell.now))
+        assert shell.run.phase is Phase.FIX_QUORUM
+
+    def test_a_late_quorum_whose_answers_do_not_come_still_gives_the_certificate(self) -> None:
+        shell, votes = self.abandoned(T - 1)
+        shell.keep(shell.run.on_vote(votes[0], shell.now))
+        shell.settle()
+        assert shell.wait(35)[0] == GiveUp("failed", Code.SHORTAGE)
+        assert shell.run.quorum() is not None
 
     def test_after_the_quorum_a_window_is_never_aborted(self) -> None:
         shell = Shell().until(Phase.UNMASK)

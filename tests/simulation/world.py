@@ -105,6 +105,7 @@ class Server:
         self.runs: dict[bytes, WindowRun] = {}
         self.sums: dict[bytes, bytearray] = {}
         self.tau0: dict[int, bytes] = {}
+        self.awaited: set[int] = set()  # windows that the engine waits for
         self.version = stored.current[TASK]
         self.state = self._load(self.version)
         self.spec = VectorSpec.make(self.settings.bits, self.settings.n_max, D, self.settings.scale, 16)
@@ -135,7 +136,7 @@ class Server:
             open_windows=tuple(
                 events.RunningWindow(w.window_id, self.runs[w.tau0].collector.devices)
                 for w, _ in stored.unfinished
-                if w.state != "aborted"
+                if w.state != "aborted" and w.version == self.version.version
             ),
             spent=tuple(device for window in stored.failed[TASK] for device in self._contributors(window)),
             assignments=tuple(
@@ -144,6 +145,7 @@ class Server:
                 if a.version == self.version.version
             ),
         )
+        self.awaited = {window.window_id for window in start.open_windows}
         self.perform(self.engine.add_task(start, self.clock.now))
         for tau0, effects in begun:
             self.perform_window(tau0, effects)
@@ -212,6 +214,7 @@ class Server:
         self.runs[collector.tau0] = WindowRun(collector, self.settings.limits(self.spec.words), self.clock.now)
         self.sums[collector.tau0] = bytearray(8 * self.spec.words)
         self.tau0[effect.window_id] = collector.tau0
+        self.awaited.add(effect.window_id)
 
     def _publish(self, effect: events.Publish) -> None:
         totals, windows = [], [self._window(self.tau0[window_id]) for window_id in effect.windows]
@@ -307,6 +310,13 @@ class Server:
     def _closed(self, run: WindowRun, outcome: str) -> None:
         collector, now = run.collector, self.clock.now
         window_id = collector.params.window_id
+        if window_id not in self.awaited:
+            if outcome == "done":
+                done = ClosedWindow(window_id, tuple(collector.devices[i] for i in collector.u3))
+                version = self._window(collector.tau0).version
+                self.perform(self.engine.window_late(TASK, version, done, now)[1])
+            return
+        self.awaited.discard(window_id)
         if outcome == "done":
             self.perform(self.engine.window_done(window_id, [collector.devices[i] for i in collector.u3], now))
         elif outcome == "aborted":

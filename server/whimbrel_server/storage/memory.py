@@ -190,7 +190,7 @@ class MemoryRounds:
 
     async def recover(self, now: float) -> Recovery:
         windows = list(self._windows.values())
-        done = sorted((w for w in windows if w.state == "done" and w.applied_in is None), key=lambda w: w.closed_at or 0.0)
+        done = sorted((w for w in windows if self._unapplied(w)), key=lambda w: w.closed_at or 0.0)
         valid = [assignment for assignment in self._assignments.values() if assignment.expires > now]
         return Recovery(
             policy=await self.policy(),
@@ -212,8 +212,14 @@ class MemoryRounds:
         return ends
 
     def _failed_now(self, window: WindowRecord, task: str) -> bool:
-        versions = self._versions[task]
-        return window.state == "failed" and window.task == task and bool(versions) and window.version == versions[-1].version
+        return window.state == "failed" and window.task == task and self._newest(window)
+
+    def _unapplied(self, window: WindowRecord) -> bool:
+        return window.state == "done" and window.applied_in is None and self._newest(window)
+
+    def _newest(self, window: WindowRecord) -> bool:
+        versions = self._versions[window.task]
+        return bool(versions) and window.version == versions[-1].version
 
     async def prune(self, now: float) -> int:
         before = now - records.CERTIFICATE_S

@@ -15,7 +15,8 @@ from whimbrel_protocol.errors import Code, RuleError
 TRANSITIONS: Mapping[str, tuple[frozenset[str], str]] = {
     "fix_u2": (frozenset({"share"}), "mask"),
     "fix_survivors": (frozenset({"mask"}), "vote"),
-    "fix_quorum": (frozenset({"vote"}), "unmask"),
+    # A window that was given up may still get the commits that it lacked.
+    "fix_quorum": (frozenset({"vote", "aborted"}), "unmask"),
     "finish_window": (frozenset({"unmask"}), "done"),
     # An abort may be given up on before its votes are in, and its certificate may still come later.
     "abandon": (frozenset({"share", "mask", "vote"}), "aborted"),
@@ -164,8 +165,9 @@ class Recovery:
     """All that a starting server needs, in one consistent reading.
 
     `unfinished` are the windows that go on, each with its messages, those included that were given up and still want abort
-    votes; `quarantined` are devices whose quarantine goes on, with its end; `unapplied` are done and in no version yet, in
-    order of their end; `failed` ones did so on the current version; `recent` ones opened within `ENTRY_LIFE_S`.
+    votes; `quarantined` are devices whose quarantine goes on, with its end; `unapplied` are done on the current version and in
+    no other yet, in order of their end (a sum that came too late for its version is in none); `failed` ones did so on the
+    current version; `recent` ones opened within `ENTRY_LIFE_S`.
     """
 
     policy: bytes | None

@@ -343,9 +343,10 @@ def _recover(db: sqlite3.Connection, now: float) -> Recovery:
     votes_wanted = "w.state = 'aborted' AND w.abort IS NULL AND w.closed_at > ?"
     open_ones = f"{_WINDOW} WHERE w.state IN ({states}) OR ({votes_wanted}) ORDER BY w.rowid"
     unfinished = _records(db, WindowRecord, open_ones, now - records.CERTIFICATE_S)
-    # In order of their end: that is the order in which the engine counts them.
-    done = _records(db, WindowRecord, f"{_WINDOW} WHERE w.state = 'done' AND a.tau0 IS NULL ORDER BY w.closed_at, w.rowid")
     newest = "(w.task, w.version) IN (SELECT task, max(version) FROM versions GROUP BY task)"
+    # In order of their end: that is the order in which the engine counts them.
+    unapplied = f"w.state = 'done' AND a.tau0 IS NULL AND {newest}"
+    done = _records(db, WindowRecord, f"{_WINDOW} WHERE {unapplied} ORDER BY w.closed_at, w.rowid")
     failed = _records(db, WindowRecord, f"{_WINDOW} WHERE w.state = 'failed' AND {newest} ORDER BY w.rowid")
     tasks = _records(db, TaskRecord, "SELECT * FROM tasks ORDER BY name")
     return Recovery(
