@@ -209,7 +209,7 @@ async def _poll_window(phase: str, request: web.Request) -> web.Response:
     if not isinstance(found, tuple) and phase == "survivors" and ended.may_want_commits(found, device, coordinator.now()):
         found = await _revived(coordinator, found, device)
     if not isinstance(found, tuple):
-        return _answered(ended.answer(found, phase, device))
+        return _answered(ended.answer(found, phase, device, coordinator.now()))
     window, i = found
 
     def lost() -> None:

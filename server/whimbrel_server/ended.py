@@ -12,6 +12,9 @@ from whimbrel_protocol.objects import JoinEntry
 
 from whimbrel_server.storage.records import CERTIFICATE_S, WindowRecord
 
+# The votes that a window lacks come when their devices do: nobody need ask often.
+_VOTES_S = 30
+
 
 def devices(record: WindowRecord) -> list[bytes]:
     """Return the members' ids in the order of the roster."""
@@ -29,15 +32,16 @@ def may_want_commits(record: WindowRecord, device: bytes, now: float) -> bool:
     return record.u3 is not None and waits_for_votes(record, now) and device in devices(record)
 
 
-def answer(record: WindowRecord, phase: str, device: bytes) -> m.Message:
+def answer(record: WindowRecord, phase: str, device: bytes, now: float) -> m.Message:
     """Return what a member of an ended window gets for a phase.
 
+    Who asks for a certificate that is not complete is told to wait: a member that never voted casts its vote upon that.
     Raises RuleError NOT_YOURS, PHASE_OVER for what is no longer told, and for the receipt of a failed window what it failed of.
     """
     if device not in devices(record):
         raise RuleError(Code.NOT_YOURS, "this device is not in the window's roster")
     if phase == "quorum":
-        return _certificate(record)
+        return m.Wait(_VOTES_S) if waits_for_votes(record, now) else _certificate(record)
     if record.state == "aborted":
         return m.Survivors(b"", b"", abort=True)
     if phase == "done" and record.state == "failed":

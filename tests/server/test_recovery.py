@@ -184,6 +184,7 @@ async def test_the_commit_that_was_missing_may_come_when_the_window_has_left_mem
 async def complete(operator: Operator, devices: list[Device]) -> None:
     """Bring the seventh commit to a window that was given up after six, and see it count in the round that is still open."""
     last = devices[6]
+    assert isinstance(await last.call("GET", f"{last.window}/quorum"), m.Wait)
     assert not (await last.poll(f"{last.window}/survivors")).abort
     await last.vote()
     for device in devices[:7]:
