@@ -91,8 +91,11 @@ class Engine:
             task.count(window)
         task.mishaps = 1 if start.spent else 0
         self._spend(task, start.spent)
+        # Who has done its part, or went into quarantine, does not come for its seat: that is another's.
+        away = task.excused | (self._quarantine.keys() - {one for running in start.open_windows for one in running.devices})
         for assignment in start.assignments:
-            self._seat(task, assignment, now)
+            if assignment.device not in away:
+                self._seat(task, assignment, now)
         for running in start.open_windows:
             task.open(running.window_id, running.devices)
         return self.tick(now) + self._consider(task, now)

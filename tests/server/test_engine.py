@@ -421,6 +421,16 @@ class TestVersions:
         assert engine.check_in(device(3), desk.now)[0].assignment is None
         assert engine.window_done(8, running, desk.now) == [Publish("digits", 1, (7, 8))]
 
+    def test_after_a_restart_devices_that_did_their_part_or_are_sent_away_hold_no_seat(self) -> None:
+        desk, engine = Desk(), Engine(random.Random(3))
+        seats = [Assignment(bytes([n]) * 16, device(n), "digits", 1, desk.now + 80) for n in range(20)]
+        done = ClosedWindow(7, tuple(device(n) for n in range(16)))
+        engine.quarantine(device(16), desk.now + 1e6, desk.now)
+        engine.add_task(TaskStart("digits", SETTINGS, POLICY, windows=(done,), assignments=tuple(seats)), desk.now)
+        assert engine.task("digits").active == 20 - 17
+        answer, _ = engine.check_in(device(40), desk.now)
+        assert answer.assignment is not None, "there is work for somebody new"
+
     def test_a_round_that_was_complete_when_the_server_stopped_is_published_at_once(self) -> None:
         closed = (ClosedWindow(1, tuple(map(device, range(16)))), ClosedWindow(2, tuple(map(device, range(16, 33)))))
         effects = Engine(random.Random(3)).add_task(TaskStart("digits", SETTINGS, POLICY, windows=closed), 0.0)
