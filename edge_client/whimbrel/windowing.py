@@ -180,6 +180,9 @@ def _await_open(seat: Seat) -> Script[Open | Outcome]:
     code = code_of(joined) if isinstance(joined, Failure) else Code.UNREACHABLE
     if code is Code.STALE_VERSION:
         return Outcome.STALE
+    if code is Code.ENTRY_LANE:  # the version is trained on, under a newer policy: hear of it and join that lane
+        yield from device.check_in()
+        return Outcome.AGAIN
     if code in (Code.UNKNOWN_TICKET, Code.UNREACHABLE, Code.ENTRY_SHORT_LIVED):
         return Outcome.AGAIN
     raise Refused(joined)

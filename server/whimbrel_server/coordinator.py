@@ -328,7 +328,10 @@ class Coordinator:
         )
 
     async def join(self, device: bytes, message: m.Join) -> m.Joined:
-        """Take a device's join entry. Raises STALE_VERSION, NOT_YOURS, or the number of what a member would refuse."""
+        """Take a device's join entry. Raises STALE_VERSION, NOT_YOURS, or the number of what a member would refuse.
+
+        ENTRY_LANE tells a device that knows an older policy to check in and join again: its assignment goes on.
+        """
         now = self.now()
         assignment = self.engine.assignment(message.assignment, device)
         lane = self.catalogue.task(assignment.task).lane(self.fleet.policy_bytes)
@@ -394,7 +397,8 @@ class Coordinator:
         await self.services.rounds.install_policy(policy.serial, data, now)
         if policy.serial > self.fleet.policy.serial:
             self.fleet.install(data)
-            self.engine.set_policy(policy)
+            self.carry_out_later(self.engine.set_policy(policy, now))
+            self.services.signal.wake(_TICKETS)
             logger.info("policy installed", extra={"serial": policy.serial})
 
     def task_view(self, name: str) -> events.TaskView | None:

@@ -100,10 +100,19 @@ class Engine:
             task.open(running.window_id, running.devices)
         return self.tick(now) + self._consider(task, now)
 
-    def set_policy(self, policy: Policy) -> None:
-        """A newer policy's numbers hold for all windows that open from now on."""
+    def set_policy(self, policy: Policy, now: float) -> list[Effect]:
+        """A newer policy's numbers hold for all windows that open from now on.
+
+        The policy is part of the lane: whoever waits under the older one has to join again.
+        """
+        effects = self.tick(now)
         for task in self._tasks.values():
             task.policy = policy
+            for device in list(task.ready):
+                task.withdraw(device)
+                self._expire_if_due(task, device, now)
+            effects += self._consider(task, now)
+        return effects
 
     def entry_used(self, device: bytes, seq: int, expires: float, entry: bytes) -> None:
         """After a restart: this entry stood in an OPEN and may never stand in another."""

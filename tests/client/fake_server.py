@@ -22,7 +22,7 @@ from whimbrel_protocol.delta import LatticeTensor, delta, lattice_hash, quantise
 from whimbrel_protocol.encoding import Encoding, Total, mean_metrics, mean_update, metric_lanes
 from whimbrel_protocol.errors import Code, ProtocolError, RuleError
 from whimbrel_protocol.forming import check_entry
-from whimbrel_protocol.objects import Certificate, CertificateRequest, CheckInBody, JoinEntry, VectorSpec
+from whimbrel_protocol.objects import Certificate, CertificateRequest, CheckInBody, VectorSpec
 from whimbrel_protocol.primitives import SigningKey
 from whimbrel_protocol.signed import CHAIN_START, MASKED, Plan, Policy, VersionHeader, chain_next, lane_hash
 from whimbrel_protocol.trust import fleet_of
@@ -219,16 +219,21 @@ class FakeServer:
     def assignment(self, held: tuple[m.Held, ...] = ()) -> m.Assignment:
         near = self.delta_ref if m.Held(TASK, self.version - 1) in held else None
         refs = (self.plan_ref, self.header.encode(), self.chain_head, self.model_hash, self.snapshot_ref, near)
-        return m.Assignment(bytes(16), TASK, self.version, *refs, self.version - 1, 900)
+        return m.Assignment(self.version.to_bytes(16, "little"), TASK, self.version, *refs, self.version - 1, 900)
 
     def _join(self, message: m.Join, device: bytes) -> m.Joined:
-        if JoinEntry.decode(message.entry).lane != self.lane:
+        if message.assignment != self.assignment().id:
             raise RuleError(Code.STALE_VERSION)
         check_entry(message.entry, self.fleet, self.lane, self.policy, self.root.public, int(self.clock()))
         self.joins[device] = message.entry
         ticket = hashlib.sha256(message.entry).digest()[:16]
         self.tickets[ticket] = (message.entry, self.version)
         return m.Joined(ticket, 0)
+
+    def withdraw(self) -> None:
+        """Forget the entries that wait, as a server does whose lane changed with the policy."""
+        self.joins.clear()
+        self.tickets.clear()
 
     def _ticket(self, ticket: bytes) -> Any:
         if ticket not in self.tickets:

@@ -64,6 +64,21 @@ def test_under_a_new_policy_a_rotated_update_is_made_anew_and_any_other_serves(r
     assert set(device.files) == device.state.files()
 
 
+@pytest.mark.parametrize("rotate", [True, False])
+def test_a_device_that_waits_or_joins_under_an_older_policy_checks_in_and_joins_the_new_lane(rotate: bool) -> None:
+    fleet = Fleet(1, body={"rotate": rotate})
+    server, (device,) = fleet.server, fleet.devices
+    fleet.run_until(lambda: bool(server.tickets))
+    before = device.state.updates[0]
+    server.make_policy(2, n_min=9)
+    server.withdraw()
+    fleet.run_until(lambda: bool(server.tickets))  # with the token that it had, and without a refusal on the way
+    (after,) = device.state.updates
+    assert after.lane == server.lane != before.lane and device.state.policy_serial == 2
+    assert (after.words_sha256 != before.words_sha256, trained(device)) == (rotate, 1 + rotate)
+    assert device.life.trouble is None
+
+
 def test_a_policy_that_comes_between_training_and_the_join_is_noticed() -> None:
     first: list[bytes] = []
 

@@ -334,6 +334,23 @@ class TestWindows:
         desk.done(first)
         refused(Code.STALE_VERSION, desk.engine.ticket, desk.tickets[device(0)], device(0), desk.now)
 
+    def test_a_newer_policy_sends_those_who_wait_to_join_its_lane(self) -> None:
+        desk = Desk()
+        assignments = desk.assign(range(30))
+        for assignment in assignments[:15]:
+            desk.join(assignment)
+        desk.effects += desk.engine.set_policy(policy(n_min=8, serial=2), desk.now)
+        refused(Code.UNKNOWN_TICKET, desk.engine.ticket, desk.tickets[device(0)], device(0), desk.now)
+        assert desk.check_in(device(0)) == assignments[0], "its work is not lost"
+        for assignment in assignments[15:]:
+            desk.join(assignment)
+        assert desk.take(OpenWindow) == [], "fifteen of the new lane, none of the old"
+        for assignment in assignments[:3]:
+            desk.join(assignment, seq=2)
+        [window] = desk.take(OpenWindow)
+        old = {entry(assignment.device, 1) for assignment in assignments[:15]}
+        assert entry(device(0), 2) in window.entries and not old & set(window.entries)
+
 
 class TestVersions:
     def test_a_version_appears_when_enough_are_in_and_no_window_is_open(self) -> None:
