@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="train digits on devices that come and go, masks on, and prove every sum")
     demo.add_argument("--devices", type=_devices, default=40)
-    demo.add_argument("--rounds", type=int, default=24)
+    demo.add_argument("--rounds", type=int, default=22)
     demo.add_argument("--dropout", type=_share, default=0.2, help="share of devices that vanish in each round")
     demo.add_argument("--seed", type=int, default=1)
     demo.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the accuracy curve")

@@ -31,8 +31,8 @@ LAST = 3  # rounds that the closing accuracy is the mean of
 
 # Phases are short because all devices are on this machine; the defaults are made for phones.
 SETTINGS = TaskSettings(
-    contributions=22,
-    contributions_min=16,
+    contributions=20,
+    contributions_min=14,
     window=16,
     n_max=40,
     scale=2048.0,  # the best at this n_max by `whimbrel-lab codec`
@@ -47,11 +47,11 @@ SETTINGS = TaskSettings(
     come_back_max_s=1.0,
     expected_dropout=0.2,
     expected_window_dropout=0.1,
-    share_s=2.0,
-    mask_s=2.0,
+    share_s=1.5,
+    mask_s=1.5,
     vote_s=3.0,
     unmask_s=3.0,
-    early_min_s=0.6,
+    early_min_s=0.5,
 )
 
 
@@ -60,7 +60,7 @@ class Options:
     """What `whimbrel-lab demo` takes; the picture goes to `out`, and with `keep` all else stays on the disk."""
 
     devices: int = 40
-    rounds: int = 24
+    rounds: int = 22
     dropout: float = 0.2
     seed: int = 1
     out: Path = Path("demo-out")

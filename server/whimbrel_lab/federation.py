@@ -37,7 +37,7 @@ class Fleet:
     devices: int
     dropout: float
     seed: int
-    absence_s: float = 2.5
+    absence_s: float = 2.0
     linger: tuple[str, ...] = ()  # stages in which every device pauses a moment, so that a test can strike there
     linger_s: float = 1.0
 
