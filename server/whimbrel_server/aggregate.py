@@ -104,9 +104,9 @@ def next_version(
 ) -> Published:
     """The version after `previous`: FedAvg with the server's learning rate on the mean of the windows' updates.
 
-    `sums` are the windows applied, in order (none: the same parameters, published one bit finer), `encoding` is that of `previous`,
-    `older` the lattices of `wanted_deltas` that are at hand. Source: Reddi et al. 2021, "Adaptive Federated Optimization",
-    algorithm 1 with plain SGD on the server.
+    `sums` are the windows applied, in order (none: the same parameters, published one bit finer), `encoding` is that of
+    `previous`, `older` the lattices of `wanted_deltas` that are at hand. Source: Reddi et al. 2021, "Adaptive Federated
+    Optimization", algorithm 1 with plain SGD on the server.
     """
     totals = [window.total for window in sums]
     step = settings.server_lr * mean_update(encoding, totals) if sums else np.zeros_like(previous.master)

@@ -129,7 +129,8 @@ class Accumulator:
         """Verify `staged` and add it.
 
         `accept` is called with its first and last word, on the event loop, once the hash is right; where it raises, nothing
-        is added. Where it does not, the addition is queued in the same step: whatever is given to the worker after `accept`, such as `copy`, sees it.
+        is added. Where it does not, the addition is queued in the same step: whatever is given to the worker after `accept`,
+        such as `copy`, sees it.
         Raises ProtocolError UPLOAD_HASH.
         """
         digest = hashlib.sha256()
