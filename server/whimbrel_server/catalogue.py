@@ -6,7 +6,7 @@ not: when a version is due (`engine.py`), the arithmetic (`aggregate.py`), who g
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from whimbrel_protocol import messages as m
@@ -277,7 +277,10 @@ def _fetched(version: VersionRecord) -> set[bytes]:
     return {version.snapshot, *version.deltas.values()}
 
 
-def check_policy_change(policy: Policy, tasks: Mapping[str, LiveTask]) -> None:
-    """Raise RuleError POLICY_UNSATISFIABLE where a running task could open no window under `policy`."""
-    for task in tasks.values():
-        task.settings.validate(policy)
+def check_policy_change(policy: Policy, running: Iterable[LiveTask]) -> None:
+    """Raise RuleError POLICY_UNSATISFIABLE, naming the task, where a running one could open no window under `policy`."""
+    for task in running:
+        try:
+            task.settings.validate(policy)
+        except RuleError as error:
+            raise RuleError(error.code, f"the task {task.name}: {error.detail}") from error

@@ -25,7 +25,7 @@ from whimbrel_server.fleet import Fleet
 from whimbrel_server.problems import numbered
 from whimbrel_server.settings import TaskSettings
 from whimbrel_server.storage.records import AssignmentRecord, TaskRecord, WindowRecord
-from whimbrel_server.task_run import Assignment, ClosedWindow
+from whimbrel_server.task_run import Assignment, ClosedWindow, TaskState
 from whimbrel_server.tokens import Tokens
 from whimbrel_server.window_restore import restore
 from whimbrel_server.window_run import WindowRun
@@ -393,7 +393,8 @@ class Coordinator:
         """Put a newer policy in force. Raises RuleError 2xx, or POLICY_UNSATISFIABLE where a task could not go on under it."""
         now = self.now()
         policy = self.fleet.accept(data, int(now))
-        check_policy_change(policy, self.catalogue.live)
+        live = self.catalogue.live.values()
+        check_policy_change(policy, [task for task in live if self.engine.task(task.name).state != TaskState.FINISHED.value])
         await self.services.rounds.install_policy(policy.serial, data, now)
         if policy.serial > self.fleet.policy.serial:
             self.fleet.install(data)

@@ -286,6 +286,25 @@ async def test_a_newer_policy_begins_a_new_lane(tmp_path: Path) -> None:
         assert None not in await asyncio.gather(*(device.take_part() for device in devices))
 
 
+async def test_a_policy_is_judged_by_the_tasks_that_run_and_a_refusal_names_the_one(tmp_path: Path) -> None:
+    world = await World.make(tmp_path)
+    octets = {"Content-Type": "application/octet-stream"}
+    async with world.serving() as (server, operator, devices):
+        await operator.start_task("over", rounds=1)
+        narrow = {"n_min": 12, "n_max": 12}
+        with pytest.raises(Refused, match="the task over: ") as caught:
+            await operator.call("PUT", "/v1/policy", data=policy(2, **narrow), headers=octets)
+        assert caught.value.number is Code.POLICY_UNSATISFIABLE
+        await asyncio.gather(*(device.train() for device in devices))
+        await asyncio.gather(*(device.take_part() for device in devices))
+        for _ in range(100):
+            if server.coordinator.engine.task("over").state == "finished":
+                break
+            await asyncio.sleep(0.05)
+        await operator.call("PUT", "/v1/policy", data=policy(2, **narrow), headers=octets)
+        assert server.coordinator.fleet.policy.serial == 2
+
+
 async def open_window(device: Device) -> m.Open:
     return await device.open(await device.join())
 
