@@ -112,12 +112,12 @@ class Unmasking:
     def _decode(self, dealer: int, held: Sequence[Held]) -> None:
         t = self.window.cohort.t
         decoded = decode([one.responder + 1 for one in held], [one.share for one in held], t)
-        if decoded is None or not self._fits(dealer, decoded.secret):
+        if decoded is not None and self._fits(dealer, decoded.secret):
+            self._secrets[dealer] = decoded.secret
+            self._right[dealer] = [one for at, one in enumerate(held) if at not in decoded.wrong][:t]
+            self._wrong |= {(held[at].responder, dealer) for at in decoded.wrong}
+        elif dealer not in self._secrets:
             self._undecodable[dealer] = len(held)
-            return
-        self._secrets[dealer] = decoded.secret
-        self._right[dealer] = [one for at, one in enumerate(held) if at not in decoded.wrong][:t]
-        self._wrong |= {(held[at].responder, dealer) for at in decoded.wrong}
 
     def _fits(self, dealer: int, secret: bytes) -> bool:
         """Whether the dealer committed to this secret: its self seed if it survived, else its mask secret."""
@@ -127,18 +127,28 @@ class Unmasking:
         return x25519_public(secret) == window.mask_keys[dealer]
 
     def _convict(self, dealt: Mapping[int, Sequence[Held]]) -> None:
-        """Hold all shares of those who were wrong once against the secrets: one wrong share may be its dealer's fault."""
-        liars = {responder for responder, _ in self._wrong}
+        """Once somebody lied, hold all shares against the secrets: one wrong share may be its dealer's fault."""
         alike: dict[tuple[int, ...], list[int]] = {}
-        for dealer, right in self._right.items() if liars else ():
+        for dealer, right in self._right.items() if self._wrong else ():
             alike.setdefault(tuple(one.responder for one in right), []).append(dealer)
         for responders, dealers in alike.items():
-            suspects = sorted(liars - set(responders))
+            others = sorted({one.responder for dealer in dealers for one in dealt[dealer]} - set(responders))
             columns = [[one.share for one in self._right[dealer]] for dealer in dealers]
-            expected = shares_at([i + 1 for i in responders], columns, [i + 1 for i in suspects])
-            for dealer, shares in zip(dealers, expected, strict=True):
-                true = dict(zip(suspects, shares, strict=True))
-                self._wrong |= {(i, dealer) for i, share in dealt[dealer] if share != true.get(i, share)}
+            for dealer, shares in zip(
+                dealers, shares_at([i + 1 for i in responders], columns, [i + 1 for i in others]), strict=True
+            ):
+                true = dict(zip(others, shares, strict=True))
+                self._hold_against(dealer, dealt[dealer], {i for i, share in dealt[dealer] if share != true.get(i, share)})
+
+    def _hold_against(self, dealer: int, held: Sequence[Held], wrong: set[int]) -> None:
+        """Take it that these responders are wrong about a dealer, if it is near enough that no others can be.
+
+        Errors of several liars may cancel in the secret, which then is right while the shares that it came from frame others.
+        """
+        if len(wrong) <= (len(held) - self.window.cohort.t) // 2:
+            self._wrong |= {(i, dealer) for i in wrong}
+        else:
+            self._decode(dealer, held)
 
     @property
     def faults(self) -> list[Fault]:

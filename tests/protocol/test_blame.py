@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,6 +28,7 @@ from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_protocol.masks import Channel
 from whimbrel_protocol.member import Member
 from whimbrel_protocol.messages import Blame, CanaryMasks, Done, Shares, Unmask
+from whimbrel_protocol.reed_solomon import _inverse, _multiply, _products
 from whimbrel_protocol.rules import members_of
 from whimbrel_protocol.signed import Policy
 from whimbrel_protocol.transcript import shares_body
@@ -76,7 +78,7 @@ def lying(answer: Unmask, dealers: Sequence[int]) -> Unmask:
     """The answer with a bit of the shares of these dealers changed."""
     shares = bytearray(answer.shares)
     for at in dealers:
-        shares[32 * at + at % 32] ^= 1
+        shares[32 * at + at % 32] ^= 1 + answer.i  # another one each: equal errors may cancel
     return replace(answer, shares=bytes(shares))
 
 
@@ -165,6 +167,35 @@ def test_a_dealer_cannot_frame_the_holders_of_its_shares() -> None:
     window = with_wrong_dealer([0, 3], range(N))
     check_sum(window, window.collector.finish(window.total()))
     assert named(window) == {(FaultKind.SHARE, (0, 5)), (FaultKind.SHARE, (3, 5))}
+
+
+def cancelling(told: dict[int, Unmask], liars: tuple[int, int], dealer: int, basis: Sequence[int]) -> None:
+    """Let two liars change their shares of a dealer so that the secret that comes out of this basis is right all the same."""
+    xs = np.array([i + 1 for i in basis])
+    for liar in liars:
+        others = xs[xs != liar + 1]
+        weight = _products(others[None, :])[0], _products((others ^ (liar + 1))[None, :])[0]
+        error = int(_multiply(_multiply(np.int64(1234), weight[1]), _inverse(weight[0])))
+        shares = bytearray(told[liar].shares)
+        for byte, part in enumerate(error.to_bytes(2, "little")):
+            shares[32 * dealer + byte] ^= part
+        told[liar] = replace(told[liar], shares=bytes(shares))
+
+
+def test_liars_whose_errors_cancel_in_the_secrets_frame_nobody() -> None:
+    """A dealer's wrong share makes member 0 a suspect; two liars make the others' shares look as if it lied about all."""
+    window = Window(N, rules(N))
+    window.collector.on_shares(dealing_wrong(window, 5, [0]))
+    window.deal(sorted(ALL - {5}))
+    window.mask(ALL)
+    window.vote(ALL)
+    told = answers(window)
+    for dealer in sorted(ALL - {5}):
+        cancelling(told, (3, 4), dealer, range(9) if dealer < 5 else range(1, 10))  # suspects come last
+    for answer in told.values():
+        window.collector.on_unmask(answer)
+    check_sum(window, window.collector.finish(window.total()))
+    assert named(window) == {(FaultKind.SHARES, (3,)), (FaultKind.SHARES, (4,)), (FaultKind.SHARE, (0, 5))}
 
 
 def test_who_differs_from_more_than_may_collude_is_alone_at_fault() -> None:
