@@ -1,8 +1,8 @@
 """The one way in which a server starts: from what is stored, be it nothing.
 
 What belongs here: opening the storage, and putting every task, assignment and window back where it was promised to be. What
-does not: what happens from then on (`coordinator.py`). Anything that is damaged stops the start with its number; nothing is
-overwritten.
+does not: what happens from then on (`coordinator.py`). Anything that is damaged stops the start with its number, but for a
+window: that is left out, with an error in the log, because all others go on without it. Nothing is overwritten.
 """
 
 from __future__ import annotations
@@ -93,7 +93,11 @@ async def _restore(coordinator: Coordinator, stored: Recovery) -> None:
             coordinator.engine.entry_used(decoded.device, decoded.seq, float(decoded.expires), entry)
     for device, until in stored.quarantined.items():
         coordinator.engine.quarantine(device, until, coordinator.now())
-    windows = [await _restore_window(coordinator, window, events) for window, events in stored.unfinished]
+    windows = [
+        found
+        for window, events in stored.unfinished
+        if (found := await _restore_window(coordinator, window, events)) is not None
+    ]
     for task in stored.tasks:
         if task.name in stored.current:
             for done in stored.unapplied[task.name]:
@@ -107,10 +111,16 @@ async def _restore(coordinator: Coordinator, stored: Recovery) -> None:
 
 async def _restore_window(
     coordinator: Coordinator, record: WindowRecord, events: Sequence[EventRecord]
-) -> tuple[LiveWindow, list[WindowEffect]]:
-    spec = await coordinator.catalogue.spec(record)
-    limits = coordinator.catalogue.task(record.task).settings.limits(spec.words)
-    run, begin = restore(record, events, spec, limits, coordinator.now())
+) -> tuple[LiveWindow, list[WindowEffect]] | None:
+    """Let a window go on; None where what is stored of it does not allow that."""
+    try:
+        spec = await coordinator.catalogue.spec(record)
+        limits = coordinator.catalogue.task(record.task).settings.limits(spec.words)
+        run, begin = restore(record, events, spec, limits, coordinator.now())
+    except ProtocolError as error:
+        fields = {"window": record.tau0.hex(), "code": int(error.code), "detail": error.detail}
+        logger.error("a window is damaged and left out", extra=fields)
+        return None
     if _is_awaited(record, coordinator.catalogue.task(record.task).version.version):
         return coordinator.adopt(run, record.masked_sum), begin
     return coordinator.take_in(run, record.masked_sum), begin
@@ -133,7 +143,7 @@ def _task_start(coordinator: Coordinator, task: TaskRecord, stored: Recovery) ->
         open_windows=tuple(
             RunningWindow(w.window_id, tuple(ended.devices(w)))
             for w, _ in stored.unfinished
-            if w.task == task.name and _is_awaited(w, version)
+            if w.tau0 in coordinator.windows and w.task == task.name and _is_awaited(w, version)
         ),
         assignments=tuple(
             Assignment(a.id, a.device, a.task, a.version, a.expires)

@@ -116,8 +116,9 @@ async def test_a_window_without_a_fixed_survivor_set_is_aborted_and_its_updates_
                 await device.upload(device.masked(await device.poll(f"{device.window}/u2")))
     async with again(world, devices) as operator:
         await abort(devices[:3])
-    # Three votes make no certificate; they are not lost with the next server either.
+    # Three votes make no certificate; they are not lost with the next server either, which waits for the fourth to look.
     async with again(world, devices) as operator:
+        assert operator.server.coordinator.windows == {}
         await abort(devices[3:9])
         certificate = await devices[0].poll(f"{devices[0].window}/quorum")
         assert (certificate.kind, len(certificate.idx)) == (m.VoteKind.ABORT, 7)
@@ -231,6 +232,26 @@ async def test_a_finished_window_is_published_once_however_often_the_server_dies
             assert [len(version["windows"]) for version in versions] == [0, 1]
             assert await sums(operator, devices) == [10]
             assert (await devices[0].check_in()).assignment is None
+
+
+async def test_a_window_that_is_damaged_is_left_out_and_all_else_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = await World.make(tmp_path)
+    async with world.serving() as (_, operator, devices):
+        await operator.start_task(vote_s=30)
+        await asyncio.gather(*(device.train() for device in devices))
+        await asyncio.gather(*(up_to(device, "masked") for device in devices))
+        await devices[0].poll(f"{devices[0].window}/survivors")
+    with sqlite3.connect(world.data.database) as database:
+        database.execute("UPDATE events SET body = x'00' WHERE kind = 'shares' AND member = 3")
+    database.close()
+    async with again(world, devices) as operator:
+        assert operator.server.coordinator.windows == {}
+        [left_out] = [record for record in caplog.records if record.levelname == "ERROR"]
+        assert (left_out.window, left_out.code) == (devices[0].window[-64:], Code.MALFORMED)
+        assert operator.server.coordinator.engine.task("digits").open_windows == 0
+        assert (await devices[0].check_in()).assignment is not None
 
 
 async def test_a_full_disk_delays_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

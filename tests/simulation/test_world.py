@@ -98,7 +98,9 @@ class World:
                 window = windows[tau0]
                 assert window.state == "aborted" or device.id not in self.survivors(window)
             for version, fate in device.fate.items():
-                inside = [w for w in windows.values() if w.version == version and device.id in self.survivors(w)]
+                # A window with an abort certificate gave its updates back, whoever survived in it.
+                spending = [w for w in windows.values() if w.version == version and w.abort is None]
+                inside = [w for w in spending if device.id in self.survivors(w)]
                 assert (fate, [w.state for w in inside]) in [("contributed", ["done"]), ("contributed", ["failed"])]
 
     def check(self) -> World:

@@ -26,7 +26,7 @@ from whimbrel_protocol.packing import decode_sum
 from whimbrel_protocol.rules import members_of
 from whimbrel_protocol.signed import lane_hash
 from whimbrel_protocol.transcript import tau1_of
-from whimbrel_server import aggregate, events, window_effects
+from whimbrel_server import aggregate, ended, events, window_effects
 from whimbrel_server.aggregate import ModelState, WindowTotal
 from whimbrel_server.engine import Engine
 from whimbrel_server.settings import TaskSettings
@@ -136,7 +136,7 @@ class Server:
             open_windows=tuple(
                 events.RunningWindow(w.window_id, self.runs[w.tau0].collector.devices)
                 for w, _ in stored.unfinished
-                if w.state != "aborted" and w.version == self.version.version
+                if w.version == self.version.version
             ),
             spent=tuple(device for window in stored.failed[TASK] for device in self._contributors(window)),
             assignments=tuple(
@@ -356,8 +356,15 @@ class Server:
 
     def run_of(self, tau0: bytes) -> WindowRun:
         if tau0 not in self.runs:
-            raise RuleError(Code.UNKNOWN_WINDOW)
+            self._revive(self._window(tau0))
         return self.runs[tau0]
+
+    def _revive(self, window: WindowRecord) -> None:
+        if not ended.waits_for_votes(window, self.clock.now):
+            raise RuleError(Code.UNKNOWN_WINDOW)
+        messages, limits = settled(self.rounds.events(window.tau0)), self.settings.limits(self.spec.words)
+        self.runs[window.tau0], effects = restore(window, messages, self.spec, limits, self.clock.now)
+        self.perform_window(window.tau0, effects)
 
     def send(self, tau0: bytes, method: str, message: object) -> None:
         run = self.run_of(tau0)
@@ -373,8 +380,8 @@ class Server:
         return self.runs[tau0].u2_for(i) if tau0 in self.runs else self.survivors(tau0)
 
     def survivors(self, tau0: bytes) -> Survivors | None:
-        if tau0 in self.runs:
-            return self.runs[tau0].survivors()
+        if tau0 in self.runs or ended.waits_for_votes(self._window(tau0), self.clock.now):
+            return self.run_of(tau0).survivors()
         aborted = self._window(tau0).state == "aborted"
         return Survivors(b"", b"", abort=True) if aborted else None
 

@@ -197,7 +197,7 @@ class MemoryRounds:
             tasks=tuple(await self.tasks()),
             current={task: versions[-1] for task, versions in self._versions.items() if versions},
             assignments=tuple(sorted(valid, key=lambda a: (a.expires, a.id))),
-            unfinished=tuple([(w, tuple(await self.events(w.tau0))) for w in windows if _unfinished(w, now)]),
+            unfinished=tuple([(w, tuple(await self.events(w.tau0))) for w in windows if w.state in records.UNFINISHED]),
             unapplied={name: tuple(w for w in done if w.task == name) for name in sorted(self._tasks)},
             failed={name: tuple(w for w in windows if self._failed_now(w, name)) for name in sorted(self._tasks)},
             recent=tuple(w for w in windows if w.opened_at > now - records.ENTRY_LIFE_S),
@@ -240,11 +240,6 @@ class MemoryRounds:
         for window in self._windows.values():
             found |= {value for value in (window.masked_sum, window.sum_sha256) if value is not None}
         return found
-
-
-def _unfinished(window: WindowRecord, now: float) -> bool:
-    votes_wanted = window.state == "aborted" and window.abort is None and (window.closed_at or 0) > now - records.CERTIFICATE_S
-    return window.state in records.UNFINISHED or votes_wanted
 
 
 class MemoryBlobs:

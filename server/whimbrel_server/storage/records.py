@@ -164,8 +164,8 @@ class EventRecord:
 class Recovery:
     """All that a starting server needs, in one consistent reading.
 
-    `unfinished` are the windows that go on, each with its messages, those included that were given up and still want abort
-    votes; `quarantined` are devices whose quarantine goes on, with its end; `unapplied` are done on the current version and in
+    `unfinished` are the windows that go on, each with its messages; those that were given up come back with the first late
+    vote. `quarantined` are devices whose quarantine goes on, with its end; `unapplied` are done on the current version and in
     no other yet, in order of their end (a sum that came too late for its version is in none); `failed` ones did so on the
     current version; `recent` ones opened within `ENTRY_LIFE_S`.
     """

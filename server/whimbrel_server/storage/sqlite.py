@@ -340,9 +340,7 @@ def _events(db: sqlite3.Connection, tau0: bytes) -> list[EventRecord]:
 def _recover(db: sqlite3.Connection, now: float) -> Recovery:
     current = "(task, version) IN (SELECT task, max(version) FROM versions GROUP BY task)"
     states = ", ".join(f"'{state}'" for state in records.UNFINISHED)
-    votes_wanted = "w.state = 'aborted' AND w.abort IS NULL AND w.closed_at > ?"
-    open_ones = f"{_WINDOW} WHERE w.state IN ({states}) OR ({votes_wanted}) ORDER BY w.rowid"
-    unfinished = _records(db, WindowRecord, open_ones, now - records.CERTIFICATE_S)
+    unfinished = _records(db, WindowRecord, f"{_WINDOW} WHERE w.state IN ({states}) ORDER BY w.rowid")
     newest = "(w.task, w.version) IN (SELECT task, max(version) FROM versions GROUP BY task)"
     # In order of their end: that is the order in which the engine counts them.
     unapplied = f"w.state = 'done' AND a.tau0 IS NULL AND {newest}"
