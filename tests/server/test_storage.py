@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from itertools import chain
@@ -20,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from whimbrel_protocol.errors import Code, ProtocolError
+from whimbrel_server.storage import files
 from whimbrel_server.storage.files import FileBlobs
 from whimbrel_server.storage.memory import MemoryBlobs, MemoryRounds, MemorySignal
 from whimbrel_server.storage.protocols import Blobs, Rounds
@@ -457,6 +459,29 @@ class TestBlobs:
             await refused(Code.STORAGE_FULL, blobs.put(b"data"))
         assert files_below(tmp_path) == []
         assert await blobs.get(await blobs.put(b"data")) == b"data"
+
+    async def test_bytes_that_are_there_already_are_durable_only_with_their_directory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The first put stops behind the rename; the second one of the same bytes must not vouch for it unsynced."""
+        renamed, go_on, synced = threading.Event(), threading.Event(), []
+        real = files._sync_directory
+
+        def sync(directory: Path) -> None:
+            if not renamed.is_set():
+                renamed.set()
+                go_on.wait(5)
+            real(directory)
+            synced.append(directory)
+
+        monkeypatch.setattr(files, "_sync_directory", sync)
+        blobs = FileBlobs(tmp_path)
+        first = asyncio.create_task(blobs.put(b"data"))
+        await asyncio.to_thread(renamed.wait, 5)
+        sha256 = await blobs.put(b"data")
+        assert synced == [tmp_path / sha256.hex()[:2], tmp_path]
+        go_on.set()
+        assert await first == sha256
 
     async def test_what_a_crash_left_half_written_is_swept(self, tmp_path: Path) -> None:
         sha256 = await FileBlobs(tmp_path).put(b"data")

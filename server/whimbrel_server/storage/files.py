@@ -42,6 +42,8 @@ class FileBlobs:
         path = self._path(sha256)
         if path.exists():
             self._check(sha256)
+            # Whoever renamed it may not have brought that to the disk yet, or died before.
+            _sync_directories(path)
             return sha256
         try:
             _write_durably(path, data)
@@ -103,6 +105,10 @@ def _write_durably(path: Path, data: bytes) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+    _sync_directories(path)
+
+
+def _sync_directories(path: Path) -> None:
     for directory in (path.parent, path.parent.parent):
         _sync_directory(directory)
 
