@@ -22,12 +22,15 @@ _REPLAY_S = 2 * SKEW_S
 class Fleet:
     """One fleet under the root key that the configuration pins."""
 
-    def __init__(self, root: bytes, policy: bytes) -> None:
+    def __init__(self, root: bytes, policy: bytes, since: int) -> None:
         """`policy` was accepted before; its date is not judged, as a server past it must start to be given the next one.
+
+        `since` is when this process began to remember check-ins: none that is dated earlier is taken.
 
         Raises WireError for bytes that are no policy, RuleError BAD_POLICY where the root did not sign them.
         """
         self.root = root
+        self._since = since
         self._set(policy)
         demand(self.policy.signed_by(root), Code.BAD_POLICY)
         self._seen: set[bytes] = set()
@@ -62,6 +65,8 @@ class Fleet:
         _demand_same(body, certificate)
         skew = body.now - now
         demand(abs(skew) <= SKEW_S, Code.CLOCK_SKEW, f"the device's clock is {skew:+d} s off; the server's says {now}")
+        # A process before this one may have seen it. Who is honest comes again with a new date.
+        demand(body.now >= self._since, Code.REPLAYED, "the check-in is dated before the server started: send a new one")
         self._note(body.device + body.nonce, now)
         return body
 

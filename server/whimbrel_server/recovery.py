@@ -63,7 +63,7 @@ def _assemble(
     if stored.policy is None:
         raise ProtocolError(Code.CONFIGURATION, f"{data.root} holds no policy: run `whimbrel-server init` first")
     limits = config.limits
-    fleet = Fleet(bytes.fromhex(config.authority.root), stored.policy)
+    fleet = Fleet(bytes.fromhex(config.authority.root), stored.policy, int(clock()))
     if fleet.policy.not_after < clock():
         logger.warning("the policy is past its date: devices will refuse it until a newer one is installed")
     services = Services(

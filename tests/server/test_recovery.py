@@ -6,7 +6,9 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from time import time
 
 import aiohttp
 import numpy as np
@@ -232,6 +234,20 @@ async def test_a_finished_window_is_published_once_however_often_the_server_dies
             assert [len(version["windows"]) for version in versions] == [0, 1]
             assert await sums(operator, devices) == [10]
             assert (await devices[0].check_in()).assignment is None
+
+
+async def test_a_check_in_that_another_process_answered_is_not_answered_again(tmp_path: Path) -> None:
+    world = await World.make(tmp_path)
+    async with world.serving() as (_, operator, devices):
+        await operator.start_task()
+        seen = devices[0].check_in_message()
+        await devices[0].call("POST", "/v1/check-in", seen)
+    async with running(world.data, world.config, lambda: time() + 2) as server, aiohttp.ClientSession() as http:
+        device = replace(devices[0], server=server, http=http)
+        with pytest.raises(Refused) as caught:
+            await device.call("POST", "/v1/check-in", seen)
+        assert caught.value.number is Code.REPLAYED
+        await device.call("POST", "/v1/check-in", device.check_in_message(now=int(time()) + 2))
 
 
 async def test_a_window_that_is_damaged_is_left_out_and_all_else_goes_on(
