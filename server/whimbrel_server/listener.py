@@ -12,13 +12,15 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from whimbrel_protocol.errors import Code, ProtocolError
 
 from whimbrel_server.problems import Answer
 
 logger = logging.getLogger("whimbrel.http")
 
+# Which software of which version answers is nobody's business.
+_NAME = "whimbrel"
 # After a refusal the rest of the body is read for this long, so that the client gets to see the answer.
 _LINGER_S = 1.0
 _READ_AHEAD = 2**14  # what a connection may buffer before its upload is read: it stands beside the staging budget, once each
@@ -85,6 +87,7 @@ class _Connection(web.RequestHandler):
             raise ConnectionError("an answer was sent already")
         code = Code.INTERNAL if status >= 500 else Code.BAD_REQUEST
         response = self._answer(ProtocolError(code, "" if status >= 500 else "not a well-formed HTTP request"))
+        response.headers[hdrs.SERVER] = _NAME
         response.force_close()
         return response
 
@@ -112,9 +115,14 @@ async def note_request(request: web.Request, handler: Any) -> web.StreamResponse
     return response
 
 
+async def _name(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers[hdrs.SERVER] = _NAME
+
+
 @asynccontextmanager
 async def listening(app: web.Application, host: str, port: int, terms: Terms, answer: Answer) -> AsyncIterator[str]:
     """Serve `app` while the block runs; yields its URL with the port that was found."""
+    app.on_response_prepare.append(_name)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
     await runner.setup()
     loop, room = asyncio.get_running_loop(), _Room(terms)

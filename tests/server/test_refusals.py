@@ -136,6 +136,16 @@ async def test_bytes_that_are_no_request_get_a_number_too(tmp_path: Path) -> Non
                 answer = await asyncio.wait_for(reader.read(), 5)
                 writer.close()
                 assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")) and mark in answer, (sent[:40], answer[:200])
+                assert b"Server: whimbrel\r\n" in answer and b"aiohttp" not in answer
+
+
+async def test_no_answer_says_which_software_of_which_version_gives_it(tmp_path: Path) -> None:
+    world = await World.make(tmp_path)
+    async with world.serving() as (server, operator, _devices):
+        for url in (server.device_url, server.admin_url):
+            for path in ("/health", "/nowhere", "/v1/tasks"):
+                async with operator.http.get(url + path) as response:
+                    assert response.headers["Server"] == "whimbrel"
 
 
 async def test_a_body_that_never_comes_is_given_up(tmp_path: Path) -> None:
