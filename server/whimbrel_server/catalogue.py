@@ -97,6 +97,7 @@ class Catalogue:
         if await self._rounds.task(name) is not None:
             raise RuleError(Code.TASK_EXISTS, name)
         source = await self._blobs.get(model)
+        await self._blobs.put(source)  # from now on it is young, so nothing deletes it before the task names it
         made = await self._workers.pinned(model).run(
             lambda: plans.draft(source, settings, self._fleet.id, name, int(now)),
         )
@@ -195,8 +196,10 @@ class Catalogue:
     async def _older(self, task: LiveTask) -> dict[int, Lattice]:
         found = {task.model.version: task.model.lattice}
         for number in aggregate.wanted_deltas(task.model.version + 1):
-            if number not in found:
-                version = await self.version(task.name, number)
+            if number in found:
+                continue
+            version = await self.version(task.name, number)
+            if await self._blobs.size(version.snapshot) is not None:  # else it is too old to be kept
                 found[number] = await self._lattice(version, task.model.shapes)
         return found
 

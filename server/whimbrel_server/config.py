@@ -93,6 +93,13 @@ class Quarantine(Section, frozen=True):
     suspect_seconds: Annotated[float, Meta(ge=0)] = 3600.0
 
 
+class Keep(Section, frozen=True):
+    """What is kept of the past: the newest versions of each task with their models, and windows' sums for so many seconds."""
+
+    versions: Count = 64
+    sums_s: Annotated[float, Meta(ge=0)] = 30 * 86_400.0
+
+
 class Log(Section, frozen=True):
     """What is logged: `debug`, `info`, `warning` or `error`, as one JSON object a line."""
 
@@ -108,6 +115,7 @@ class Config(Section, frozen=True):
     limits: Limits = Limits()
     work: Work = Work()
     quarantine: Quarantine = Quarantine()
+    keep: Keep = Keep()
     log: Log = Log()
 
 

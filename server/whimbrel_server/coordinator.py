@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 from whimbrel_protocol import messages as m
@@ -25,6 +26,7 @@ from whimbrel_server.fleet import Fleet
 from whimbrel_server.problems import numbered
 from whimbrel_server.settings import TaskSettings
 from whimbrel_server.storage.records import AssignmentRecord, TaskRecord, WindowRecord
+from whimbrel_server.sweeping import sweep
 from whimbrel_server.task_run import Assignment, ClosedWindow, TaskState
 from whimbrel_server.tokens import Tokens
 from whimbrel_server.window_restore import restore
@@ -41,6 +43,7 @@ _LEAST_SLEEP_S = 0.02
 # An ended window still answers repeats from memory for a while; afterwards its record does.
 _LINGER_S = 60.0
 _PRUNE_S = 3600.0
+_TIDY_LEAST_S = 60.0
 
 
 class Coordinator:
@@ -58,6 +61,7 @@ class Coordinator:
         self._keeping: dict[bytes, asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._kick = asyncio.Event()
+        self._littered = asyncio.Event()
 
     def now(self) -> float:
         """Unix seconds."""
@@ -108,9 +112,21 @@ class Coordinator:
                 continue
 
     async def _forget_the_old(self) -> None:
+        """At the start, after a version was published, and each hour: but seldom, whatever happens."""
         while True:
-            await self._insist(lambda: self.services.rounds.prune(self.now()), "forgetting what is out of date")
-            await asyncio.sleep(_PRUNE_S)
+            self._littered.clear()
+            await self._insist(self.tidy, "forgetting what is out of date")
+            await asyncio.sleep(_TIDY_LEAST_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PRUNE_S):
+                    await self._littered.wait()
+
+    async def tidy(self) -> None:
+        """Forget what is out of date, and delete the blobs that nothing needs."""
+        services, now = self.services, self.now()
+        await services.rounds.prune(now)
+        deleted = await sweep(services.rounds, services.blobs, services.keep, now)
+        logger.info("tidied", extra={"deleted": deleted})
 
     def _let_pass(self) -> None:
         self.carry_out_later(self.engine.tick(self.now()))
@@ -276,6 +292,7 @@ class Coordinator:
             del self._tau0[window_id]
         version = self.catalogue.task(effect.task).version
         logger.info("version published", extra={"task": effect.task, "version": version.version, "n": version.contributions})
+        self._littered.set()
         await self.carry_out(self.engine.published(effect.task, version.version, self.now()))
         self.services.signal.wake(_TICKETS)
 

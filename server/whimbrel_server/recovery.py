@@ -76,6 +76,7 @@ def _assemble(
         pace=Pace(limits.upload_bytes_per_s, limits.upload_grace_s),
         inline_bytes=config.work.inline_bytes,
         quarantine=config.quarantine,
+        keep=config.keep,
     )
     workers = Workers(config.work.threads)
     catalogue = Catalogue(rounds, services.blobs, workers, fleet)

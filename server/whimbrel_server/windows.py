@@ -19,7 +19,7 @@ from whimbrel_protocol.errors import Code, ProtocolError, RuleError
 
 from whimbrel_server import quarantine
 from whimbrel_server import window_effects as effects
-from whimbrel_server.config import Quarantine
+from whimbrel_server.config import Keep, Quarantine
 from whimbrel_server.ingest import WORD, Accumulator, Pace, Upload
 from whimbrel_server.metrics import Metrics
 from whimbrel_server.staging import Staging
@@ -49,6 +49,7 @@ class Services:
     pace: Pace
     inline_bytes: int
     quarantine: Quarantine
+    keep: Keep
 
 
 class LiveWindow:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from itertools import chain
@@ -253,7 +254,25 @@ class TestRounds:
         await rounds.publish(version(2), [await finished(rounds, window("w"))])
         tasks, windows = {h("model"), h("signed")}, {h("masked"), h("sum")}
         versions = {h("snapshot1"), h("master1"), h("snapshot2"), h("master2"), h("delta2")}
-        assert await rounds.referenced() == tasks | versions | windows
+        assert await rounds.referenced(2, 100.0, 20.0) == tasks | versions | windows - {h("masked")}
+        assert await rounds.referenced(1, 0.0, 21.0) == tasks | {h("snapshot2"), h("master2"), h("delta2")}
+
+    async def test_a_sum_is_in_use_until_its_version_and_a_masked_sum_while_votes_may_come(self, rounds: Rounds) -> None:
+        await running(rounds)
+        await finished(rounds, window("done"))
+        assert h("sum") in await rounds.referenced(1, 0.0, 1000 * DAY)
+        await rounds.publish(version(2), [])
+        assert h("sum") not in await rounds.referenced(1, 0.0, 1000 * DAY), "it came too late for its version"
+        tau0 = window("late").tau0
+        await rounds.open_window(window("late"))
+        await rounds.fix_u2(tau0, b"\3", 11.0)
+        await rounds.fix_survivors(tau0, b"\3", [], h("late"), 11.0)
+        assert h("late") in await rounds.referenced(1, 0.0, 1000 * DAY)
+        await rounds.close_window(tau0, "aborted", {}, 12.0)
+        assert h("late") in await rounds.referenced(1, 0.0, 29 * DAY)
+        assert h("late") not in await rounds.referenced(1, 0.0, 31 * DAY)
+        await rounds.fix_abort(tau0, b"abort", {}, 13.0)
+        assert h("late") not in await rounds.referenced(1, 0.0, 14.0)
 
 
 # --- one history, all back ends -----------------------------------------------------------------------------------------
@@ -429,8 +448,8 @@ class TestBlobs:
         assert sha256 == hashlib.sha256(data).digest() == await blobs.put(data)
         assert (await blobs.get(sha256), await blobs.size(sha256), await blobs.names()) == (data, 1280, [sha256])
         assert (await blobs.get(sha256, 100, 300), await blobs.get(sha256, 1280)) == (data[100:300], b"")
-        await blobs.delete(sha256)
-        await blobs.delete(sha256)
+        assert not await blobs.delete(sha256, 3600.0), "it is young"
+        assert await blobs.delete(sha256) and await blobs.delete(sha256, 3600.0)
         assert (await blobs.size(sha256), await blobs.names()) == (None, [])
         await refused(Code.UNKNOWN_BLOB, blobs.get(sha256))
 
@@ -459,6 +478,34 @@ class TestBlobs:
             await refused(Code.STORAGE_FULL, blobs.put(b"data"))
         assert files_below(tmp_path) == []
         assert await blobs.get(await blobs.put(b"data")) == b"data"
+
+    async def test_bytes_that_are_put_again_are_young_again(self, tmp_path: Path) -> None:
+        blobs = FileBlobs(tmp_path)
+        sha256 = await blobs.put(b"data")
+        file = tmp_path / sha256.hex()[:2] / sha256.hex()
+        os.utime(file, (0, 0))
+        await blobs.put(b"data")
+        assert not await blobs.delete(sha256, 3600.0) and await blobs.get(sha256) == b"data"
+        os.utime(file, (0, 0))
+        assert await blobs.delete(sha256, 3600.0)
+
+    async def test_a_put_while_the_same_bytes_are_deleted_wins(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        blobs = FileBlobs(tmp_path)
+        sha256 = await blobs.put(b"data")
+        os.utime(tmp_path / sha256.hex()[:2] / sha256.hex(), (0, 0))
+        judged, real = threading.Event(), Path.unlink
+
+        def unlink(path: Path, missing_ok: bool = False) -> None:
+            judged.set()
+            time.sleep(0.2)  # the put comes between judging the age and deleting
+            real(path, missing_ok)
+
+        monkeypatch.setattr(Path, "unlink", unlink)
+        deleting = asyncio.create_task(blobs.delete(sha256, 3600.0))
+        await asyncio.to_thread(judged.wait, 5)
+        assert await blobs.put(b"data") == sha256
+        assert await deleting
+        assert await FileBlobs(tmp_path).get(sha256) == b"data"
 
     async def test_bytes_that_are_there_already_are_durable_only_with_their_directory(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

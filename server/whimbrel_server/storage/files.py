@@ -12,6 +12,8 @@ import errno
 import hashlib
 import os
 import secrets
+import threading
+import time
 from pathlib import Path
 
 from whimbrel_protocol.errors import Code, RuleError
@@ -26,6 +28,7 @@ class FileBlobs:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._checked: set[bytes] = set()
+        self._deleting = threading.Lock()
         directory.mkdir(parents=True, exist_ok=True)
         for leftover in directory.glob(f"*/*{_UNFINISHED}"):
             leftover.unlink()
@@ -40,19 +43,34 @@ class FileBlobs:
     def _put(self, data: bytes) -> bytes:
         sha256 = hashlib.sha256(data).digest()
         path = self._path(sha256)
-        if path.exists():
+        if self._renew(path):
             self._check(sha256)
             # Whoever renamed it may not have brought that to the disk yet, or died before.
             _sync_directories(path)
             return sha256
         try:
-            _write_durably(path, data)
+            self._write_durably(path, data)
         except OSError as error:
             if error.errno in _FULL:
                 raise RuleError(Code.STORAGE_FULL, f"{len(data)} bytes do not fit: {error}") from error
             raise
         self._checked.add(sha256)
         return sha256
+
+    def _write_durably(self, path: Path, data: bytes) -> None:
+        path.parent.mkdir(exist_ok=True)
+        part = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_UNFINISHED}")
+        try:
+            with part.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            with self._deleting:  # a file whose age is just being judged is not replaced by a young one
+                part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        _sync_directories(path)
 
     async def get(self, sha256: bytes, start: int = 0, stop: int | None = None) -> bytes:
         return await asyncio.to_thread(self._get, sha256, start, stop)
@@ -83,29 +101,31 @@ class FileBlobs:
         path = self._path(sha256)
         return await asyncio.to_thread(lambda: path.stat().st_size if path.exists() else None)
 
-    async def delete(self, sha256: bytes) -> None:
-        self._checked.discard(sha256)
-        await asyncio.to_thread(self._path(sha256).unlink, missing_ok=True)
+    def _renew(self, path: Path) -> bool:
+        """Whether the file is there; if so it is as young as a new one, and is not deleted for its age."""
+        with self._deleting:
+            try:
+                os.utime(path)
+            except FileNotFoundError:
+                return False
+            return True
+
+    async def delete(self, sha256: bytes, age_s: float = 0.0) -> bool:
+        return await asyncio.to_thread(self._delete, sha256, age_s)
+
+    def _delete(self, sha256: bytes, age_s: float) -> bool:
+        path = self._path(sha256)
+        with self._deleting:
+            if age_s and path.exists() and time.time() - path.stat().st_mtime < age_s:
+                return False
+            self._checked.discard(sha256)
+            path.unlink(missing_ok=True)
+            return True
 
     async def names(self) -> list[bytes]:
         return await asyncio.to_thread(
             lambda: sorted(bytes.fromhex(path.name) for path in self._directory.glob("*/" + "?" * 64))
         )
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    path.parent.mkdir(exist_ok=True)
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_UNFINISHED}")
-    try:
-        with part.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    _sync_directories(path)
 
 
 def _sync_directories(path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 import weakref
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -233,12 +234,17 @@ class MemoryRounds:
             self._windows[window.tau0] = replace(window, quorum=None, abort=None)
         return len(expired) + messages + len(certified)
 
-    async def referenced(self) -> set[bytes]:
+    async def referenced(self, versions: int, sums_s: float, now: float) -> set[bytes]:
         found = {value for task in self._tasks.values() for value in (task.model_sha256, task.plan_sha256)}
-        for version in (version for versions in self._versions.values() for version in versions):
+        for version in (version for every in self._versions.values() for version in every[-versions:]):
             found |= {version.snapshot, version.master, *version.deltas.values()}
         for window in self._windows.values():
-            found |= {value for value in (window.masked_sum, window.sum_sha256) if value is not None}
+            age_s = now - (window.closed_at or 0.0)
+            given_up = window.state == "aborted" and window.abort is None and age_s <= records.CERTIFICATE_S
+            if window.masked_sum is not None and (window.state in records.UNFINISHED or given_up):
+                found.add(window.masked_sum)
+            if window.sum_sha256 is not None and (age_s <= sums_s or self._unapplied(window)):
+                found.add(window.sum_sha256)
         return found
 
 
@@ -247,10 +253,12 @@ class MemoryBlobs:
 
     def __init__(self) -> None:
         self._blobs: dict[bytes, bytes] = {}
+        self._put_at: dict[bytes, float] = {}
 
     async def put(self, data: bytes) -> bytes:
         sha256 = hashlib.sha256(data).digest()
         self._blobs.setdefault(sha256, bytes(data))
+        self._put_at[sha256] = time.monotonic()
         return sha256
 
     async def get(self, sha256: bytes, start: int = 0, stop: int | None = None) -> bytes:
@@ -265,8 +273,11 @@ class MemoryBlobs:
     async def size(self, sha256: bytes) -> int | None:
         return len(self._blobs[sha256]) if sha256 in self._blobs else None
 
-    async def delete(self, sha256: bytes) -> None:
+    async def delete(self, sha256: bytes, age_s: float = 0.0) -> bool:
+        if sha256 in self._blobs and time.monotonic() - self._put_at[sha256] < age_s:
+            return False
         self._blobs.pop(sha256, None)
+        return True
 
     async def names(self) -> list[bytes]:
         return sorted(self._blobs)

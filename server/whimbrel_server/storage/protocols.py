@@ -120,8 +120,12 @@ class Rounds(Protocol):
     async def prune(self, now: float) -> int:
         """Forget expired assignments, and certificates and messages of windows that closed 30 days ago; returns how many."""
 
-    async def referenced(self) -> set[bytes]:
-        """The hashes of all blobs that a task, a version or a window names."""
+    async def referenced(self, versions: int, sums_s: float, now: float) -> set[bytes]:
+        """The hashes of all blobs that something still needs.
+
+        These are every task's model and plan; snapshot, master and deltas of its newest `versions` versions; the masked sums of
+        windows that may still be unmasked; sums of windows that ended within the last `sums_s` seconds or await their version.
+        """
 
     async def close(self) -> None:
         """Finish what is queued and let go."""
@@ -139,8 +143,11 @@ class Blobs(Protocol):
     async def size(self, sha256: bytes) -> int | None:
         """A blob's length in bytes, None where there is none."""
 
-    async def delete(self, sha256: bytes) -> None:
-        """Forget a blob; nothing where there is none."""
+    async def delete(self, sha256: bytes, age_s: float = 0.0) -> bool:
+        """Forget a blob unless it was put within the last `age_s` seconds, if only again; whether there is none now.
+
+        A put of the same bytes at the same moment wins: what it returned stays.
+        """
 
     async def names(self) -> list[bytes]:
         """The hashes of all blobs."""

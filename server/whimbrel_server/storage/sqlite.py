@@ -277,8 +277,8 @@ class SqliteRounds:
 
         return await self._writer.run(work)
 
-    async def referenced(self) -> set[bytes]:
-        return await self._read(_referenced)
+    async def referenced(self, versions: int, sums_s: float, now: float) -> set[bytes]:
+        return await self._read(lambda db: _referenced(db, versions, now - sums_s, now - records.CERTIFICATE_S))
 
 
 # --- statements that several verbs share ------------------------------------------------------------------------------
@@ -367,14 +367,20 @@ def _recover(db: sqlite3.Connection, now: float) -> Recovery:
     )
 
 
-def _referenced(db: sqlite3.Connection) -> set[bytes]:
-    columns = ("model_sha256", "plan_sha256"), ("snapshot", "master"), ("masked_sum", "sum_sha256")
-    found: set[bytes] = set()
-    for table, names in zip(("tasks", "versions", "windows"), columns, strict=True):
-        for row in db.execute(f"SELECT {', '.join(names)} FROM {table}"):  # noqa: S608
-            found |= {value for value in row if value is not None}
-    for row in db.execute("SELECT deltas FROM versions"):
-        found |= {bytes.fromhex(value) for value in json.loads(row["deltas"]).values()}
+def _referenced(db: sqlite3.Connection, versions: int, sums_since: float, votes_since: float) -> set[bytes]:
+    newest = "SELECT max(version) FROM versions n WHERE n.task = v.task"
+    kept = f"SELECT snapshot, master, deltas FROM versions v WHERE version > ({newest}) - ?"  # noqa: S608
+    states = ", ".join(f"'{state}'" for state in records.UNFINISHED)
+    given_up = "state = 'aborted' AND abort IS NULL AND closed_at >= ?"
+    masked = f"SELECT masked_sum FROM windows WHERE state IN ({states}) OR ({given_up})"  # noqa: S608
+    last = "SELECT max(version) FROM versions n WHERE n.task = w.task"
+    unapplied = f"w.state = 'done' AND a.tau0 IS NULL AND w.version = ({last})"
+    sums = f"SELECT sum_sha256 FROM windows w LEFT JOIN applications a USING (tau0) WHERE closed_at >= ? OR ({unapplied})"  # noqa: S608
+    found = {value for row in db.execute("SELECT model_sha256, plan_sha256 FROM tasks") for value in row}
+    for row in db.execute(kept, (versions,)):
+        found |= {row["snapshot"], row["master"], *(bytes.fromhex(one) for one in json.loads(row["deltas"]).values())}
+    for statement, since in ((masked, votes_since), (sums, sums_since)):
+        found |= {row[0] for row in db.execute(statement, (since,)) if row[0] is not None}
     return found
 
 
