@@ -6,7 +6,9 @@
     plans/ models/ updates/ checkpoint    large files that the state names
 
 What belongs here: files. What does not: what the records mean. The directory must stay out of backups and snapshots of the
-phone: a restored copy would forget what is spent. A file that cannot be trusted stops the device with STATE_DAMAGED and is left
+phone: a restored copy would forget what is spent. It is noticed where the file system gives files numbers that last (inode
+numbers), because the journal remembers that of `identity.key`; elsewhere (FAT and its like) the server's memory of the join
+counter is what is left. A file that cannot be trusted stops the device with STATE_DAMAGED and is left
 as it is, because a fresh journal would forget the same.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,12 +40,14 @@ class Journal:
     def __init__(self, path: Path, lock: IO[bytes]) -> None:
         self.path = path
         self._lock = lock
+        self._number = 0  # of the identity's file; 0 where it is not known
 
     @classmethod
     def open(cls, path: Path, entropy: Callable[[int], bytes]) -> Journal:
         """Lock the directory, made if it is not there, with a new identity drawn from `entropy` if it has none.
 
-        Raises ProtocolError 500 where another process has it, 501 where it holds something else than a whole journal.
+        Raises ProtocolError 500 where another process has it, 501 where it holds something else than a whole journal, 511
+        where it is a copy of another directory.
         """
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         journal = cls(path, _locked(path / "lock"))
@@ -69,7 +74,19 @@ class Journal:
             if self.load().certificate:
                 raise _damaged(identity, "a certified device without its key")
             _write(identity, entropy(_SEED_BYTES))
+        self._know_again(state, identity)
         self._sweep(self.load())
+
+    def _know_again(self, state: Path, identity: Path) -> None:
+        """Remember the number of the identity's file, or find that it is another file than it was.
+
+        The device number is no help: systems hand it out anew when they start.
+        """
+        before, self._number = _inspect(state)[1], _file_number(identity)
+        if before and self._number and before != self._number:
+            raise ProtocolError(Code.STATE_COPIED, f"{identity.parent} is a copy; remove it to enrol anew")
+        if self._number and not before:
+            self.commit(self.load())
 
     def seed(self) -> bytes:
         """Return the identity's 32-byte seed. Raises ProtocolError 501 where it has another length."""
@@ -105,7 +122,9 @@ class Journal:
             if data is not None:
                 _write(self.path / name, data)
         body = dumps(state)
-        whole = {"format": _FORMAT, "sha256": _digest(body), "state": json.loads(body)}
+        whole = {"format": _FORMAT, "sha256": _digest(body, self._number), "state": json.loads(body)}
+        if self._number:
+            whole["identity_file"] = self._number
         _write(self.path / "journal.json", json.dumps(whole, sort_keys=True, indent=1).encode())
         for name, data in changes.items():
             if data is None:
@@ -122,17 +141,22 @@ class Journal:
 
 def inspect(path: Path) -> DeviceState:
     """Return the state in a directory without locking or changing anything. Raises ProtocolError 501 where it is damaged."""
-    file = path / "journal.json"
+    return _inspect(path / "journal.json")[0]
+
+
+def _inspect(file: Path) -> tuple[DeviceState, int]:
+    """Return the state, and the number that the identity's file had (0: not known)."""
     try:
         whole: dict[str, Any] = json.loads(_read(file))
+        number = whole.get("identity_file", 0)
         if whole["format"] != _FORMAT:
             raise _damaged(file, f"format {whole['format']}, not {_FORMAT}: written by another version?")
         state = loads(json.dumps(whole["state"]))
-        if whole["sha256"] != _digest(dumps(state)):
+        if type(number) is not int or whole["sha256"] != _digest(dumps(state), number):
             raise _damaged(file, "its content does not have its hash")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _damaged(file, f"{type(error).__name__}: {error}") from error
-    return state
+    return state, number
 
 
 def contributed(path: Path) -> list[tuple[UpdateRecord, bytes]]:
@@ -141,8 +165,14 @@ def contributed(path: Path) -> list[tuple[UpdateRecord, bytes]]:
     return [(record, _read(path / record.words_file)) for record in records]
 
 
-def _digest(body: str) -> str:
-    return hashlib.sha256(body.encode()).hexdigest()
+def _digest(body: str, number: int) -> str:
+    return hashlib.sha256(body.encode() + (str(number).encode() if number else b"")).hexdigest()
+
+
+def _file_number(file: Path) -> int:
+    """Return the inode number, or 0 where it need not last: a file system without permissions of its own makes numbers up."""
+    status = file.stat()
+    return status.st_ino if os.name == "posix" and stat.S_IMODE(status.st_mode) == 0o600 else 0
 
 
 def _damaged(file: Path, reason: str) -> ProtocolError:

@@ -35,6 +35,7 @@ FOR_PEOPLE = frozenset(
         Code.DEVICE_REVOKED,
         Code.RENEWAL_TOO_LATE,
         Code.RUNTIME_MISSING,
+        Code.STATE_ROLLED_BACK,
     }
 )
 

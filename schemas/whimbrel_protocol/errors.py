@@ -159,6 +159,7 @@ class Code(IntEnum):
     DATA_DAMAGED = (433, 500, "Stored data does not have its hash")
     LENGTH_REQUIRED = (434, 411, "The body's length must be stated")
     QUARANTINED = (435, 403, "This device was blamed for a window that went wrong and gets no work for a while")
+    STATE_ROLLED_BACK = (436, 409, "The device's join counter went back: its state is an old copy, or another process has it")
 
     # 5xx: the device's own troubles (they travel in reports)
     STATE_LOCKED = (500, 409, "Another process uses this state directory")
@@ -172,6 +173,7 @@ class Code(IntEnum):
     PLAN_UNSUPPORTED = (508, 422, "The plan asks for something that this client cannot do")
     CONTRIBUTION_CAP = (509, 409, "The plan allows no more contributions of one device in this period")
     CONTRIBUTED_BEFORE = (510, 409, "This device contributed to this base before, or may have")
+    STATE_COPIED = (511, 409, "This state directory is a copy: spent updates may be forgotten, enrol anew")
 
     # 6xx: models
     MODEL_REFUSED = (600, 422, "The model cannot be compiled for training")

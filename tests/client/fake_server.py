@@ -22,7 +22,7 @@ from whimbrel_protocol.delta import LatticeTensor, delta, lattice_hash, quantise
 from whimbrel_protocol.encoding import Encoding, Total, mean_metrics, mean_update, metric_lanes
 from whimbrel_protocol.errors import Code, ProtocolError, RuleError
 from whimbrel_protocol.forming import check_entry
-from whimbrel_protocol.objects import Certificate, CertificateRequest, CheckInBody, VectorSpec
+from whimbrel_protocol.objects import Certificate, CertificateRequest, CheckInBody, JoinEntry, VectorSpec
 from whimbrel_protocol.primitives import SigningKey
 from whimbrel_protocol.signed import CHAIN_START, MASKED, Plan, Policy, VersionHeader, chain_next, lane_hash
 from whimbrel_protocol.trust import fleet_of
@@ -73,6 +73,7 @@ class FakeServer:
         self.windows: dict[bytes, Window] = {}
         self.tickets: dict[bytes, tuple[bytes, int]] = {}
         self.joins: dict[bytes, bytes] = {}
+        self.counters: dict[bytes, tuple[int, bytes]] = {}  # by device: its highest join counter, and the entry
         self.reports: list[m.Report] = []
         self.metrics: dict[str, float] = {}
         self.body, self._names = body, [one.name for one in body.inputs if one.role == "param"]
@@ -225,6 +226,10 @@ class FakeServer:
         if message.assignment != self.assignment().id:
             raise RuleError(Code.STALE_VERSION)
         check_entry(message.entry, self.fleet, self.lane, self.policy, self.root.public, int(self.clock()))
+        seq, known = JoinEntry.decode(message.entry).seq, self.counters.get(device, (-1, b""))
+        if seq <= known[0] and (seq, message.entry) != known:
+            raise RuleError(Code.STATE_ROLLED_BACK)
+        self.counters[device] = seq, message.entry
         self.joins[device] = message.entry
         ticket = hashlib.sha256(message.entry).digest()[:16]
         self.tickets[ticket] = (message.entry, self.version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 import subprocess
 import sys
@@ -82,6 +83,35 @@ def test_what_was_committed_is_there_after_reopening(tmp_path: Path) -> None:
     again.commit(state.without_update(record), {record.words_file: None})
     assert again.read(record.words_file) is None
     again.close()
+
+
+def test_a_copied_state_directory_is_refused_and_left_alone(tmp_path: Path) -> None:
+    Journal.open(tmp_path / "state", entropy).close()
+    shutil.copytree(tmp_path / "state", tmp_path / "copy")
+    before = (tmp_path / "copy/journal.json").read_bytes()
+    with pytest.raises(ProtocolError) as caught:
+        Journal.open(tmp_path / "copy", entropy)
+    assert code_of(caught) is Code.STATE_COPIED
+    assert (tmp_path / "copy/journal.json").read_bytes() == before
+    (tmp_path / "state").rename(tmp_path / "moved")  # the same files elsewhere are no copy
+    Journal.open(tmp_path / "moved", entropy).close()
+
+
+def test_the_remembered_number_cannot_be_changed_alone(tmp_path: Path) -> None:
+    Journal.open(tmp_path, entropy).close()
+    whole = json.loads((tmp_path / "journal.json").read_text())
+    (tmp_path / "journal.json").write_text(json.dumps({**whole, "identity_file": whole["identity_file"] + 1}))
+    with pytest.raises(ProtocolError) as caught:
+        Journal.open(tmp_path, entropy)
+    assert code_of(caught) is Code.STATE_DAMAGED
+
+
+def test_where_file_numbers_do_not_last_a_copy_is_not_told_from_the_original(tmp_path: Path) -> None:
+    first = Journal.open(tmp_path / "state", entropy)
+    (tmp_path / "state/identity.key").chmod(0o755)  # as on a file system without permissions of its own
+    first.close()
+    shutil.copytree(tmp_path / "state", tmp_path / "copy")
+    Journal.open(tmp_path / "copy", entropy).close()
 
 
 def test_only_the_owner_can_read_the_key(tmp_path: Path) -> None:

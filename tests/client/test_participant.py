@@ -120,6 +120,22 @@ async def test_a_trained_update_is_frozen_and_waits_in_the_journal(fake: HttpFak
         assert second.state.updates[0].state is UpdateState.JOINED
 
 
+async def test_an_old_state_put_back_stops_the_device_for_a_person_to_look(fake: HttpFake, tmp_path: Path) -> None:
+    async with device(fake, tmp_path) as first:
+        await until(first, lambda p: p.state.certificate)
+    journal = tmp_path / "device0" / "journal.json"
+    old = journal.read_bytes()
+    async with device(fake, tmp_path) as second:
+        await until(second, lambda p: fake.server.counters)
+    journal.write_bytes(old)
+    async with device(fake, tmp_path) as third:
+        with pytest.raises(ProtocolError) as caught:
+            async with asyncio.timeout(20):
+                await third.run()
+        assert caught.value.code is Code.STATE_ROLLED_BACK
+    assert fake.requests.count(("POST", "/v1/joins")) == 2, "and it does not ask again"
+
+
 async def test_the_app_is_asked_before_each_cost_and_its_no_is_kept(fake: HttpFake, tmp_path: Path) -> None:
     asked: list[Cost] = []
 

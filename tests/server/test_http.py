@@ -235,6 +235,29 @@ async def test_a_check_in_is_believed_once_and_only_from_its_device(tmp_path: Pa
         assert [each["device"] for each in await operator.call("GET", "/v1/devices")] == [device.id.hex(), other.id.hex()]
 
 
+async def test_a_join_counter_that_goes_back_is_refused_also_after_a_restart(tmp_path: Path) -> None:
+    world = await World.make(tmp_path)
+    async with world.serving() as (_, operator, (device, *_rest)):
+        await operator.start_task()
+        await device.train()
+        joined = await device.join()
+        assert device.member is not None and device.checked is not None and device.checked.assignment is not None
+        id_, first, seq = device.checked.assignment.id, device.member.entry, device.seq
+        assert await device.call("POST", "/v1/joins", m.Join(first, id_)) == joined, "the very same entry is welcome again"
+        device.seq = seq - 2  # as a restored copy would count
+        with pytest.raises(Refused) as caught:
+            await device.join()
+        assert caught.value.number is Code.STATE_ROLLED_BACK
+    async with world.serving() as (_, _operator, (device, *_rest)):
+        await device.train()
+        device.seq = seq - 2
+        with pytest.raises(Refused) as caught:
+            await device.join()
+        assert caught.value.number is Code.STATE_ROLLED_BACK
+        device.seq = seq
+        assert (await device.join()).ticket
+
+
 async def test_no_device_can_act_for_another(tmp_path: Path) -> None:
     world = await World.make(tmp_path)
     async with world.serving() as (server, operator, devices):

@@ -77,6 +77,13 @@ def blame(db: Database) -> None:
             db.execute(statement)
 
 
+@migrations()
+def joins(db: Database) -> None:
+    """The highest join counter of each device (8 bytes, big-endian: it may exceed a signed integer), and its entry."""
+    columns = "device BLOB PRIMARY KEY, seq BLOB NOT NULL, entry_sha256 BLOB NOT NULL"
+    db.execute(f"CREATE TABLE joins ({columns}) WITHOUT ROWID")
+
+
 def migrate(path: Path) -> None:
     """Bring the database at `path` to this server's schema, creating it where there is none.
 

@@ -36,6 +36,11 @@ def next_state(verb: str, state: str) -> str:
     return following
 
 
+def rolled_back(seq: int, highest: int) -> RuleError:
+    """What `count_join` raises."""
+    return RuleError(Code.STATE_ROLLED_BACK, f"join counter {seq}, but {highest} was seen of this device with another entry")
+
+
 @dataclass(frozen=True)
 class DeviceRecord:
     """An enrolled installation as the server has seen it; times in Unix seconds."""
