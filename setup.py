@@ -6,7 +6,10 @@ setup(
     ext_modules=[
         Extension(
             "whimbrel_kernels._native",
-            sources=[f"cext/src/{name}.c" for name in ("module", "ring", "lanes", "rotate", "chacha20", "chacha20_x86", "gf16", "paths")],
+            sources=[
+                f"cext/src/{name}.c"
+                for name in ("module", "ring", "lanes", "rotate", "chacha20", "chacha20_x86", "gf16", "paths")
+            ],
             depends=["cext/src/kernels.h", "cext/src/chacha20.h"],
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             extra_compile_args=["-std=c11", "-O3", "-fvisibility=hidden"],

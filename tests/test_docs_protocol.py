@@ -10,6 +10,7 @@ from struct import Struct
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
+
 from whimbrel_lab import errors_page
 from whimbrel_protocol import objects, signed
 from whimbrel_protocol.errors import Code

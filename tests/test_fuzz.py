@@ -18,6 +18,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+
+from tests.mutations import mutated
+from tests.protocol.strategies import CLASSES, message
 from whimbrel_protocol import delta
 from whimbrel_protocol.errors import ProtocolError, WireError
 from whimbrel_protocol.messages import Binding, ModelDelta, PlanBody
@@ -27,9 +30,6 @@ from whimbrel_protocol.rules import bitmap, members_of
 from whimbrel_protocol.signed import Plan, Policy, VersionHeader
 from whimbrel_protocol.trust import accept_policy
 from whimbrel_protocol.wire import decode, encode
-
-from tests.mutations import mutated
-from tests.protocol.strategies import CLASSES, message
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))
 EXAMPLES = 1000 if SECONDS else int(os.environ.get("FUZZ_EXAMPLES", "1000"))

@@ -17,10 +17,10 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from whimbrel_protocol.errors import ProtocolError
 
 from tests.fuzz_targets import Target, targets
 from tests.mutations import changed, mutated
+from whimbrel_protocol.errors import ProtocolError
 
 CORPUS = Path(__file__).parent / "corpus"
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "1000"))

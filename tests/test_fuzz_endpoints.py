@@ -17,19 +17,21 @@ from unittest.mock import Mock
 import pytest
 from aiohttp import hdrs
 from hypothesis import strategies as st
-from whimbrel_protocol import messages as m
-from whimbrel_protocol.errors import Code
-from whimbrel_protocol.objects import RENEW_KIND, CertificateRequest
-from whimbrel_protocol.primitives import SigningKey
-from whimbrel_protocol.signed import Plan
-from whimbrel_server import admin_api, aggregate, device_api, plans
-from whimbrel_server.settings import TaskSettings
 
 from tests.hostile_http import Call, Line, damaged, misaddressed, reworded
 from tests.mutations import mutated
 from tests.server.world import FLEET, PLAN_SIGNER, SETTINGS, Device, model, policy
 from tests.test_fuzz import EXAMPLES, fuzz
 from tests.under_fire import FLAT, ISSUER, JSON, OCTETS, STATUS, TOKEN, Site, judged, under_fire
+from whimbrel_protocol import messages as m
+from whimbrel_protocol.errors import Code
+from whimbrel_protocol.objects import RENEW_KIND, CertificateRequest
+from whimbrel_protocol.primitives import SigningKey
+from whimbrel_protocol.signed import Plan
+from whimbrel_server import plans
+from whimbrel_server.listeners import admin_api, device_api
+from whimbrel_server.rounds import aggregate
+from whimbrel_server.settings import TaskSettings
 
 
 @pytest.fixture(scope="module")

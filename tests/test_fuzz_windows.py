@@ -18,6 +18,10 @@ from time import time
 import msgspec
 import numpy as np
 import pytest
+
+from tests.hostile_http import Call, Line, reworded
+from tests.server.world import Device
+from tests.under_fire import OCTETS, Site, headers, under_fire
 from whimbrel_protocol import messages as m
 from whimbrel_protocol import wire
 from whimbrel_protocol.errors import Code, WireError
@@ -26,10 +30,6 @@ from whimbrel_protocol.packing import decode_sum
 from whimbrel_protocol.signed import Policy
 from whimbrel_protocol.spent import Verdict
 from whimbrel_server import coordinator
-
-from tests.hostile_http import Call, Line, reworded
-from tests.server.world import Device
-from tests.under_fire import OCTETS, Site, headers, under_fire
 
 
 def member(device: Device) -> Member:

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from whimbrel_protocol import wire
 
 ROOT = Path(__file__).parents[1]

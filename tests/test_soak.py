@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from whimbrel_lab import soak, soak_window
 from whimbrel_lab.soak import Options, Soak
 from whimbrel_lab.soak_window import Broken

@@ -21,6 +21,10 @@ from typing import Any, TypeVar
 from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.hostile_http import Answer, Call, Headers, Line, damaged
+from tests.server.world import ROOT, Device, Operator, World, policy
+from tests.test_fuzz import EACH, EXAMPLES, VOLLEYS
 from whimbrel_authority.keys import Directory
 from whimbrel_authority.ledger import Ledger
 from whimbrel_authority.service import make_app
@@ -32,10 +36,6 @@ from whimbrel_server import config
 from whimbrel_server.app import Running
 from whimbrel_server.datadir import DataDir
 from whimbrel_server.setup import initialise
-
-from tests.hostile_http import Answer, Call, Headers, Line, damaged
-from tests.server.world import ROOT, Device, Operator, World, policy
-from tests.test_fuzz import EACH, EXAMPLES, VOLLEYS
 
 T = TypeVar("T")
 Damage = Callable[[Call, Random], Call]

@@ -8,14 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from whimbrel_protocol.errors import ProtocolError as ProtocolError
-
     from whimbrel.device_policy import Cost as Cost
     from whimbrel.device_policy import DevicePolicy as DevicePolicy
     from whimbrel.examples import from_npz as from_npz
     from whimbrel.participant import Participant as Participant
     from whimbrel.trainer import Evaluator as Evaluator
     from whimbrel.trainer import Metrics as Metrics
+    from whimbrel_protocol.errors import ProtocolError as ProtocolError
 
 _HOMES = {
     "Cost": "whimbrel.device_policy",

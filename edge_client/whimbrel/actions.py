@@ -13,12 +13,12 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from whimbrel_protocol.encoding import Measured
-from whimbrel_protocol.messages import BlobRef, Message, PlanBody
-from whimbrel_protocol.signed import VersionHeader
 
 from whimbrel.device_policy import Cost
 from whimbrel.records import DeviceState
+from whimbrel_protocol.encoding import Measured
+from whimbrel_protocol.messages import BlobRef, Message, PlanBody
+from whimbrel_protocol.signed import VersionHeader
 
 Float32 = npt.NDArray[np.float32]
 

@@ -15,14 +15,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from whimbrel_protocol.errors import ProtocolError
-from whimbrel_protocol.objects import Certificate
-
 from whimbrel.device_policy import DevicePolicy
 from whimbrel.examples import from_npz
 from whimbrel.journal import inspect
 from whimbrel.lifecycle import FOR_PEOPLE
 from whimbrel.participant import Participant
+from whimbrel_protocol.errors import ProtocolError
+from whimbrel_protocol.objects import Certificate
 
 TOKEN_VARIABLE = "WHIMBREL_TOKEN"  # noqa: S105  # the name of a variable
 AUTHORITY_VARIABLE = "WHIMBREL_AUTHORITY"

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, Literal
 
+from whimbrel.actions import Action, Ask, Persist, Script, Send, Sleep, Upload
+from whimbrel.device_policy import Cost, DevicePolicy
+from whimbrel.records import DeviceState
 from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_protocol.member import Identity
 from whimbrel_protocol.messages import (
@@ -31,10 +34,6 @@ from whimbrel_protocol.objects import RENEW_KIND, Certificate, CertificateReques
 from whimbrel_protocol.primitives import SigningKey
 from whimbrel_protocol.signed import Policy
 from whimbrel_protocol.trust import SKEW_S, accept_certificate, accept_policy, demand, fleet_of
-
-from whimbrel.actions import Action, Ask, Persist, Script, Send, Sleep, Upload
-from whimbrel.device_policy import Cost, DevicePolicy
-from whimbrel.records import DeviceState
 
 PROTOCOL = 1
 DAY_S = 86_400.0

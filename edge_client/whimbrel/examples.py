@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_protocol.messages import Binding
 

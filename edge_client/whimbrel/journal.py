@@ -23,9 +23,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from whimbrel_protocol.errors import Code, ProtocolError
-
 from whimbrel.records import DeviceState, UpdateRecord, UpdateState, dumps, loads
+from whimbrel_protocol.errors import Code, ProtocolError
 
 _FORMAT = 1
 _FOLDERS = ("plans", "models", "updates")

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from whimbrel_protocol.errors import Code, ProtocolError
-from whimbrel_protocol.messages import Assignment
-
 from whimbrel.actions import Action, Script
 from whimbrel.device import Device, Refused, Settings, Stage
 from whimbrel.preparing import prepare
 from whimbrel.records import UNSENT, Assigned, DeviceState, UpdateState
 from whimbrel.windowing import Outcome, one_window, settle
+from whimbrel_protocol.errors import Code, ProtocolError
+from whimbrel_protocol.messages import Assignment
 
 RENEW_SHARE = 1 / 3  # of a certificate's life that is left when it is time for the next
 RENEW_AGAIN_S = 3600.0

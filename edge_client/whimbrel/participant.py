@@ -19,13 +19,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from whimbrel_protocol import wire
-from whimbrel_protocol.delta import apply
-from whimbrel_protocol.errors import Code, ProtocolError
-from whimbrel_protocol.messages import Failure, ModelDelta, PlanBody
-from whimbrel_protocol.primitives import KEY_BYTES
-from whimbrel_protocol.signed import Plan
-
 from whimbrel.actions import Action, Ask, Fetch, Load, Persist, Send, Sleep, Train, Trained, TrainingJob, Upload
 from whimbrel.device import Settings, Stage
 from whimbrel.device_policy import DevicePolicy
@@ -33,6 +26,12 @@ from whimbrel.examples import Source, gather
 from whimbrel.journal import Journal
 from whimbrel.lifecycle import FOR_PEOPLE, Lifecycle
 from whimbrel.records import DeviceState
+from whimbrel_protocol import wire
+from whimbrel_protocol.delta import apply
+from whimbrel_protocol.errors import Code, ProtocolError
+from whimbrel_protocol.messages import Failure, ModelDelta, PlanBody
+from whimbrel_protocol.primitives import KEY_BYTES
+from whimbrel_protocol.signed import Plan
 
 if TYPE_CHECKING:
     from whimbrel.trainer import Metrics, Trainer

@@ -11,6 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+
+from whimbrel.actions import Fetch, Load, Script, Train, TrainingJob
+from whimbrel.device import Device, Stage, code_of, expect
+from whimbrel.device_policy import Cost
+from whimbrel.records import UNSENT, UpdateRecord
 from whimbrel_protocol import wire
 from whimbrel_protocol.delta import Lattice, apply, lattice_hash, snapshot
 from whimbrel_protocol.encoding import WITHIN_CLIP, Encoding, Measured
@@ -21,11 +26,6 @@ from whimbrel_protocol.packing import pack
 from whimbrel_protocol.primitives import sha256, stream, th, u64
 from whimbrel_protocol.signed import Plan, VersionHeader, lane_hash
 from whimbrel_protocol.trust import accept_plan, demand
-
-from whimbrel.actions import Fetch, Load, Script, Train, TrainingJob
-from whimbrel.device import Device, Stage, code_of, expect
-from whimbrel.device_policy import Cost
-from whimbrel.records import UNSENT, UpdateRecord
 
 METRICS = {"loss", "accuracy", WITHIN_CLIP}
 """What a plan may ask a device to measure."""

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+
+from whimbrel.actions import Float32, TrainingJob
+from whimbrel.examples import Array, Examples
 from whimbrel_protocol.delta import decompress
 from whimbrel_protocol.encoding import Measured
 from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_protocol.messages import Binding, PlanBody
 from whimbrel_protocol.signed import VersionHeader
-
-from whimbrel.actions import Float32, TrainingJob
-from whimbrel.examples import Array, Examples
 
 _GRAPH_MAX = 64 * 2**20
 _LOSS = "@loss"

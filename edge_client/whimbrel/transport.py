@@ -13,11 +13,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import aiohttp
+
+from whimbrel.actions import Fetch, Send, Upload
 from whimbrel_protocol import wire
 from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_protocol.messages import Accepted, BlobRef, Failure
-
-from whimbrel.actions import Fetch, Send, Upload
 
 TRIES = 4
 RETRY_BASE_S, RETRY_MAX_S = 0.2, 3.0

@@ -11,6 +11,11 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Literal
 
+from whimbrel.actions import Script
+from whimbrel.device import DAY_S, Device, Refused, Stage, code_of
+from whimbrel.device_policy import Cost
+from whimbrel.preparing import Base, Prepared
+from whimbrel.records import Contribution, UpdateRecord, UpdateState
 from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.member import Member
 from whimbrel_protocol.messages import (
@@ -31,12 +36,6 @@ from whimbrel_protocol.messages import (
 from whimbrel_protocol.objects import JoinEntry
 from whimbrel_protocol.primitives import sha256
 from whimbrel_protocol.spent import SpentRecord, Verdict, verify_certificate
-
-from whimbrel.actions import Script
-from whimbrel.device import DAY_S, Device, Refused, Stage, code_of
-from whimbrel.device_policy import Cost
-from whimbrel.preparing import Base, Prepared
-from whimbrel.records import Contribution, UpdateRecord, UpdateState
 
 ENTRY_LIFE_S = 14 * 60  # a server admits at most 15 minutes
 ENTRY_REST_S = 60  # an entry that lives no longer opens no window

@@ -15,8 +15,8 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-from whimbrel_kernels import rotate, unrotate
 
+from whimbrel_kernels import rotate, unrotate
 from whimbrel_protocol.errors import Code
 from whimbrel_protocol.messages import Metric, PlanBody
 from whimbrel_protocol.objects import VectorSpec

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 from whimbrel_kernels import mask_add, mask_sub, shamir_share
-
 from whimbrel_protocol.primitives import exchange, kdf, seal, stream, th, u16, unseal, x25519_public
 from whimbrel_protocol.rules import COMPLETE
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from whimbrel_kernels import pack_lanes, unpack_lanes
 
+from whimbrel_kernels import pack_lanes, unpack_lanes
 from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.masks import WORD_BYTES
 from whimbrel_protocol.objects import VectorSpec

@@ -13,8 +13,8 @@ import hmac
 
 from nacl import bindings
 from nacl.exceptions import BadSignatureError, CryptoError
-from whimbrel_kernels import mask_add
 
+from whimbrel_kernels import mask_add
 from whimbrel_protocol.errors import Code, RuleError
 
 KEY_BYTES = 32

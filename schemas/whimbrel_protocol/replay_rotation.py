@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from whimbrel_kernels import rotate
 
+from whimbrel_kernels import rotate
 from whimbrel_protocol.encoding import BLOCK, rotation_signs
 from whimbrel_protocol.known_answers import Fields, MalformedError, Report
 from whimbrel_protocol.primitives import HASH_BYTES, KEY_BYTES, kdf, sha256

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from math import isinf
 
 import numpy as np
-from whimbrel_kernels import ring_add
 
+from whimbrel_kernels import ring_add
 from whimbrel_protocol.collector import Collector
 from whimbrel_protocol.known_answers import Fields, MalformedError, Report, as_blob, as_bytes, as_integer
 from whimbrel_protocol.masks import CIPHERTEXT_BYTES, SHARE_BYTES, WORD_BYTES, WindowKeys, pair_mask

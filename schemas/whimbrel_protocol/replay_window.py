@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from whimbrel_kernels import ring_add
 
+from whimbrel_kernels import ring_add
 from whimbrel_protocol.collector import Collector
 from whimbrel_protocol.errors import ProtocolError
 from whimbrel_protocol.known_answers import Fields, MalformedError, Report

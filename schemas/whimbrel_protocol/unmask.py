@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from whimbrel_kernels import shamir_combine
-
 from whimbrel_protocol.blame import Fault, FaultKind, Pair, Spoiled, canary_mask, share_faults
 from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.masks import SHARE_BYTES, MaskKeys, PairMask, bcommit_of, exchange_all, pair_mask, self_key

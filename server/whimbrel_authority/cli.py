@@ -17,17 +17,16 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
-from whimbrel_protocol.errors import Code, ProtocolError
-from whimbrel_protocol.primitives import KEY_BYTES
-from whimbrel_protocol.signed import Policy
-from whimbrel_protocol.trust import fleet_of
-
 from whimbrel_authority import enrolment
 from whimbrel_authority.issuing import DAY_S, Issuer
 from whimbrel_authority.keys import Directory
 from whimbrel_authority.ledger import Ledger
 from whimbrel_authority.service import serve
 from whimbrel_authority.signing import Terms, first_policy, next_policy, sign_plan, terms_of
+from whimbrel_protocol.errors import Code, ProtocolError
+from whimbrel_protocol.primitives import KEY_BYTES
+from whimbrel_protocol.signed import Policy
+from whimbrel_protocol.trust import fleet_of
 
 DEVICE_BYTES = 16
 TOKEN_BYTES = 24

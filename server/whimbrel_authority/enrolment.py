@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import hashlib
 
+from whimbrel_authority.issuing import Issuer, check_renewal, check_renewal_date
+from whimbrel_authority.ledger import Enrolment, Ledger
 from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.messages import Enrol, Enrolled, Renew
 from whimbrel_protocol.objects import Certificate, CertificateRequest
-
-from whimbrel_authority.issuing import Issuer, check_renewal, check_renewal_date
-from whimbrel_authority.ledger import Enrolment, Ledger
 
 
 def enrol(ledger: Ledger, issuer: Issuer, message: Enrol, now: int) -> Enrolled:

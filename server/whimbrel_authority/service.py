@@ -16,17 +16,17 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from aiohttp import hdrs, web
+
+from whimbrel_authority import enrolment
+from whimbrel_authority.issuing import Issuer
+from whimbrel_authority.keys import Directory
+from whimbrel_authority.ledger import Ledger
 from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_protocol.messages import Enrol, Enrolled, Failure, Renew
 from whimbrel_protocol.objects import Certificate
 from whimbrel_protocol.primitives import SigningKey
 from whimbrel_protocol.signed import Policy
 from whimbrel_protocol.wire import CONTENT_TYPE, decode, encode
-
-from whimbrel_authority import enrolment
-from whimbrel_authority.issuing import Issuer
-from whimbrel_authority.keys import Directory
-from whimbrel_authority.ledger import Ledger
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Clock = Callable[[], float]

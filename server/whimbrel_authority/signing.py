@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from whimbrel_authority.issuing import BACKDATE_S, DAY_S
 from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.messages import PlanBody
 from whimbrel_protocol.primitives import SIGNATURE_BYTES, SigningKey
 from whimbrel_protocol.signed import UNMASKED_ALLOWED, Plan, Policy
 from whimbrel_protocol.trust import LEAST_COHORT
 from whimbrel_protocol.wire import COHORT, decode
-
-from whimbrel_authority.issuing import BACKDATE_S, DAY_S
 
 # What devices accept (masking protocol, section 1.4), and graph security between the tables' 40 bits and beyond reason.
 GAMMA_MILLI_MAX = 333

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
 from whimbrel_kernels import IMPLEMENTATION, _numpy, mask_add, ring_add, rotate
 from whimbrel_protocol.encoding import BLOCK
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from whimbrel_server.settings import TaskSettings
 
 from whimbrel_lab import models
 from whimbrel_lab.federation import N_MIN, TASK, Arrays, Federation, Fleet, Job
 from whimbrel_lab.world import WorldError
+from whimbrel_server.settings import TaskSettings
 
 CLASSES = 10
 EXAMPLES = 8

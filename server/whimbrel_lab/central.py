@@ -11,16 +11,16 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 import onnxruntime as ort
+
 from whimbrel.actions import Float32, TrainingJob
 from whimbrel.examples import Examples as Columns
 from whimbrel.examples import gather
 from whimbrel.trainer import Evaluator, Trainer
+from whimbrel_lab.digits import Examples
 from whimbrel_protocol import wire
 from whimbrel_protocol.messages import PlanBody
 from whimbrel_server import plans
 from whimbrel_server.settings import TaskSettings
-
-from whimbrel_lab.digits import Examples
 
 EPOCHS_A_LEG = 5
 LEGS_MAX = 16

@@ -63,9 +63,8 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _codec(arguments: argparse.Namespace) -> int:
-    from whimbrel_protocol.errors import ProtocolError
-
     from whimbrel_lab import codec
+    from whimbrel_protocol.errors import ProtocolError
 
     chosen = {name: getattr(arguments, name) for name in ("model", "bits", "data", "devices", "loss", "seed")}
     try:

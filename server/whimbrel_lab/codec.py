@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+
 from whimbrel.actions import TrainingJob
 from whimbrel.examples import Examples, from_npz, gather
 from whimbrel.trainer import Trainer
 from whimbrel_kernels import ring_add
+from whimbrel_lab import digits
 from whimbrel_protocol import wire
 from whimbrel_protocol.encoding import Encoding, Float32, Float64, Measured, Total, mean_update, scale_for
 from whimbrel_protocol.errors import Code, ProtocolError
@@ -29,8 +31,6 @@ from whimbrel_protocol.objects import VectorSpec
 from whimbrel_protocol.packing import decode_sum, pack
 from whimbrel_server import plans
 from whimbrel_server.settings import TaskSettings
-
-from whimbrel_lab import digits
 
 SETTINGS = TaskSettings(epochs=3, batch=8, lr=0.05, momentum=0.9)
 SKEW = 0.3  # of the devices' label shares: lower is more uneven

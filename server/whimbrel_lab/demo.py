@@ -16,12 +16,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from whimbrel_server.settings import TaskSettings
 
 from whimbrel_lab import central, curve, digits
 from whimbrel_lab.digits import Examples
 from whimbrel_lab.federation import Federation, Fleet, digits_job
 from whimbrel_lab.world import WorldError
+from whimbrel_server.settings import TaskSettings
 
 POLL_S = 0.2
 STALL_S = 90.0

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from whimbrel import DevicePolicy, Participant
 
+from whimbrel import DevicePolicy, Participant
 from whimbrel_lab import faults
 
 # Imported once by the fork server, so that forty devices start in a moment and share their code's memory.

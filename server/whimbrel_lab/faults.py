@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+
 from whimbrel.device import Stage
 
 MOMENTS = (Stage.TRAIN, Stage.SHARE, Stage.MASK, Stage.VOTE, Stage.UNMASK)

@@ -14,14 +14,14 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
+
 from whimbrel.journal import inspect
 from whimbrel.records import UpdateState
-from whimbrel_server.settings import TaskSettings
-
 from whimbrel_lab import digits, faults, models
 from whimbrel_lab.device import Devices, Spec
 from whimbrel_lab.proof import Proof, prove
 from whimbrel_lab.world import World
+from whimbrel_server.settings import TaskSettings
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 

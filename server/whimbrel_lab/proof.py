@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from whimbrel.journal import contributed, inspect
 
+from whimbrel.journal import contributed, inspect
 from whimbrel_lab.world import Admin
 
 Words = npt.NDArray[np.uint64]

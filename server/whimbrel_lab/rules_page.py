@@ -124,7 +124,7 @@ RULES: tuple[Rule, ...] = (
     _rule("1.5 DONE: own lane", f"{_MEMBER}.on_done", Code.DONE_LANE),
     _rule("1.5 repeats: the stored answer again", _MEMBER),
     _rule("1.5 repeats: one message a phase", "whimbrel_protocol.wire:decode", Code.MALFORMED),
-    _rule("1.5 repeats: no entry twice", "whimbrel_server.engine:Engine.join"),
+    _rule("1.5 repeats: no entry twice", "whimbrel_server.rounds.engine:Engine.join"),
     _rule("1.5 abort certificate: t votes", "whimbrel_protocol.spent:verify_certificate"),
     _rule("1.6 dealer: t holders or abort", "whimbrel_protocol.collector:Collector.close_masked", Code.SHORTAGE),
     _rule("1.6 blame: no honest dealer", "whimbrel_protocol.unmask:Unmasking.faults", Code.BAD_SHARES),

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from whimbrel_lab.soak_window import POINTS, Broken, Outcome, Played, Seat, Terms, WindowPlay, demand
 from whimbrel_protocol.member import Identity, Member
 from whimbrel_protocol.objects import Certificate, VectorSpec
 from whimbrel_protocol.primitives import SigningKey
 from whimbrel_protocol.signed import Policy
-
-from whimbrel_lab.soak_window import POINTS, Broken, Outcome, Played, Seat, Terms, WindowPlay, demand
 
 NOW = 1_800_000_000
 SMALLEST, LARGEST = 16, 64

@@ -15,6 +15,7 @@ from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
+
 from whimbrel_kernels import ring_add
 from whimbrel_protocol.blame import Fault, FaultKind, canaries_of
 from whimbrel_protocol.collector import Collector

@@ -10,8 +10,8 @@ import os
 from typing import Any
 
 import aiohttp
-from whimbrel_protocol.errors import Code, ProtocolError
 
+from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_server.config import load
 from whimbrel_server.datadir import DataDir
 

@@ -16,15 +16,15 @@ from importlib import metadata
 
 import aiohttp
 
-from whimbrel_server import admin_api, device_api
 from whimbrel_server.config import Config
 from whimbrel_server.coordinator import Coordinator
 from whimbrel_server.datadir import DataDir
-from whimbrel_server.enrolment import Enrolment
-from whimbrel_server.hot_blobs import HotBlobs
-from whimbrel_server.listener import Terms, listening
-from whimbrel_server.metrics import Metrics
-from whimbrel_server.problems import failure, problem
+from whimbrel_server.listeners import admin_api, device_api
+from whimbrel_server.listeners.enrolment import Enrolment
+from whimbrel_server.listeners.hot_blobs import HotBlobs
+from whimbrel_server.listeners.listener import Terms, listening
+from whimbrel_server.listeners.metrics import Metrics
+from whimbrel_server.listeners.problems import failure, problem
 from whimbrel_server.recovery import started
 
 

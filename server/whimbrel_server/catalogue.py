@@ -20,14 +20,14 @@ from whimbrel_protocol.primitives import sha256
 from whimbrel_protocol.signed import Plan, Policy, VersionHeader, lane_hash
 from whimbrel_protocol.transcript import tau1_of
 from whimbrel_protocol.trust import accept_plan
-
-from whimbrel_server import aggregate, headers, plans
-from whimbrel_server.aggregate import ModelState, Published, WindowTotal
+from whimbrel_server import plans
 from whimbrel_server.fleet import Fleet
+from whimbrel_server.ingest.workers import Workers
+from whimbrel_server.rounds import aggregate, headers
+from whimbrel_server.rounds.aggregate import ModelState, Published, WindowTotal
 from whimbrel_server.settings import TaskSettings
 from whimbrel_server.storage.protocols import Blobs, Rounds
 from whimbrel_server.storage.records import TaskRecord, VersionRecord, WindowRecord
-from whimbrel_server.workers import Workers
 
 
 @dataclass

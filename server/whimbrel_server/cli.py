@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from whimbrel_protocol.errors import Code, ProtocolError
 
+from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_server import app, config
 from whimbrel_server.admin_client import AdminClient
 from whimbrel_server.datadir import DataDir

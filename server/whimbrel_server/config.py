@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
+
 from whimbrel_protocol.errors import Code, ProtocolError
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]

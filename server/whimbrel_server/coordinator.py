@@ -1,7 +1,7 @@
 """The shell around the pure core: engine and windows on one side, storage, clock and waiting devices on the other.
 
 What belongs here: carrying out the engine's effects, the alarm that lets deadlines pass, and the calls that both listeners
-make. What does not: starting from what is stored (`recovery.py`), one window's effects (`windows.py`), HTTP. One event loop
+make. What does not: starting from what is stored (`recovery.py`), one window's effects (`live.py`), HTTP. One event loop
 owns all of it.
 """
 
@@ -17,22 +17,22 @@ from whimbrel_protocol import messages as m
 from whimbrel_protocol.collector import Collector
 from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.forming import check_entry
-
-from whimbrel_server import events
+from whimbrel_protocol.objects import JoinEntry
 from whimbrel_server.catalogue import Catalogue, check_policy_change
-from whimbrel_server.engine import Engine
-from whimbrel_server.events import Joining, Opened
 from whimbrel_server.fleet import Fleet
-from whimbrel_server.problems import numbered
+from whimbrel_server.ingest.workers import Workers
+from whimbrel_server.listeners.problems import numbered
+from whimbrel_server.listeners.tokens import Tokens
+from whimbrel_server.rounds import events
+from whimbrel_server.rounds.engine import Engine
+from whimbrel_server.rounds.events import Joining, Opened
+from whimbrel_server.rounds.task_run import Assignment, ClosedWindow, TaskState
 from whimbrel_server.settings import TaskSettings
 from whimbrel_server.storage.records import AssignmentRecord, TaskRecord, WindowRecord
 from whimbrel_server.sweeping import sweep
-from whimbrel_server.task_run import Assignment, ClosedWindow, TaskState
-from whimbrel_server.tokens import Tokens
-from whimbrel_server.window_restore import restore
-from whimbrel_server.window_run import WindowRun
-from whimbrel_server.windows import LiveWindow, Services, seconds
-from whimbrel_server.workers import Workers
+from whimbrel_server.windows.live import LiveWindow, Services, seconds
+from whimbrel_server.windows.window_restore import restore
+from whimbrel_server.windows.window_run import WindowRun
 
 logger = logging.getLogger("whimbrel.coordinator")
 
@@ -348,7 +348,11 @@ class Coordinator:
         """Take a device's join entry. Raises STALE_VERSION, NOT_YOURS, or the number of what a member would refuse.
 
         ENTRY_LANE tells a device that knows an older policy to check in and join again: its assignment goes on.
+        STATE_ROLLED_BACK tells one that its counter went back.
         """
+        self.engine.assignment(message.assignment, device)
+        # Before all that belongs to one moment of lanes and policy, because it waits for the disk.
+        await self.services.rounds.count_join(device, JoinEntry.decode(message.entry).seq, message.entry)
         now = self.now()
         assignment = self.engine.assignment(message.assignment, device)
         lane = self.catalogue.task(assignment.task).lane(self.fleet.policy_bytes)

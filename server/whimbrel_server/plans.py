@@ -13,14 +13,15 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
+
 from whimbrel_protocol import wire
 from whimbrel_protocol.delta import compress
 from whimbrel_protocol.encoding import LIGHTEST
 from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.messages import Binding, PlanBody
 from whimbrel_protocol.signed import MASKED, Plan
-
-from whimbrel_server import compiler, headers
+from whimbrel_server import compiler
+from whimbrel_server.rounds import headers
 from whimbrel_server.settings import TaskSettings
 
 logger = logging.getLogger("whimbrel.plans")

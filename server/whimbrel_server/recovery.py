@@ -14,28 +14,27 @@ from random import SystemRandom
 from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_protocol.objects import JoinEntry
 from whimbrel_protocol.rules import members_of
-
-from whimbrel_server import ended
 from whimbrel_server.catalogue import Catalogue
 from whimbrel_server.config import Config
 from whimbrel_server.coordinator import Coordinator
 from whimbrel_server.datadir import DataDir
-from whimbrel_server.engine import Engine
-from whimbrel_server.events import RunningWindow, TaskStart
 from whimbrel_server.fleet import Fleet
-from whimbrel_server.ingest import Pace
-from whimbrel_server.metrics import Metrics
-from whimbrel_server.staging import Staging
+from whimbrel_server.ingest.staging import Staging
+from whimbrel_server.ingest.upload import Pace
+from whimbrel_server.ingest.workers import Workers
+from whimbrel_server.listeners.metrics import Metrics
+from whimbrel_server.listeners.tokens import Tokens
+from whimbrel_server.rounds.engine import Engine
+from whimbrel_server.rounds.events import RunningWindow, TaskStart
+from whimbrel_server.rounds.task_run import Assignment, ClosedWindow
 from whimbrel_server.storage.files import FileBlobs
 from whimbrel_server.storage.memory import MemorySignal
 from whimbrel_server.storage.records import UNFINISHED, EventRecord, Recovery, TaskRecord, WindowRecord
 from whimbrel_server.storage.sqlite import SqliteRounds
-from whimbrel_server.task_run import Assignment, ClosedWindow
-from whimbrel_server.tokens import Tokens
-from whimbrel_server.window_effects import WindowEffect
-from whimbrel_server.window_restore import restore
-from whimbrel_server.windows import LiveWindow, Services
-from whimbrel_server.workers import Workers
+from whimbrel_server.windows import ended
+from whimbrel_server.windows.live import LiveWindow, Services
+from whimbrel_server.windows.window_effects import WindowEffect
+from whimbrel_server.windows.window_restore import restore
 
 logger = logging.getLogger("whimbrel.recovery")
 

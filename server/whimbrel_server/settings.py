@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
+
 from whimbrel_protocol.errors import Code, ProtocolError, RuleError
 from whimbrel_protocol.objects import VectorSpec
 from whimbrel_protocol.rules import corrupt, survivor_floor, threshold

@@ -10,7 +10,6 @@ import time
 from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_protocol.signed import Policy
 from whimbrel_protocol.trust import accept_policy
-
 from whimbrel_server import config
 from whimbrel_server.datadir import DataDir
 from whimbrel_server.storage.sqlite import SqliteRounds

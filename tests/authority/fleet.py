@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from whimbrel_authority.cli import main
 from whimbrel_protocol.messages import Enrol, Renew
 from whimbrel_protocol.objects import RENEW_KIND, CertificateRequest

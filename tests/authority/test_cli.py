@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from tests.authority.fleet import Device, Fleet
 from whimbrel_authority.cli import main
 from whimbrel_authority.ledger import Ledger
 from whimbrel_protocol.errors import ProtocolError
@@ -16,8 +18,6 @@ from whimbrel_protocol.primitives import SigningKey
 from whimbrel_protocol.signed import Plan
 from whimbrel_protocol.trust import accept_certificate, accept_policy
 from whimbrel_protocol.wire import encode
-
-from tests.authority.fleet import Device, Fleet
 
 NOW = int(time.time())
 

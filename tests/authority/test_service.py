@@ -18,6 +18,8 @@ from aiohttp.test_utils import TestServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nacl.bindings import crypto_core_ed25519_add
+
+from tests.authority.fleet import Device, Fleet
 from whimbrel_authority import service
 from whimbrel_authority.keys import Directory
 from whimbrel_authority.service import make_app
@@ -27,8 +29,6 @@ from whimbrel_protocol.objects import Certificate
 from whimbrel_protocol.primitives import SigningKey
 from whimbrel_protocol.trust import accept_certificate
 from whimbrel_protocol.wire import CONTENT_TYPE, decode, encode
-
-from tests.authority.fleet import Device, Fleet
 
 DAY = 86_400
 START = 1_900_000_000

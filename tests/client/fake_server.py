@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from tests.client.tasks import header
 from whimbrel_kernels import ring_add
 from whimbrel_protocol import messages as m
 from whimbrel_protocol import wire
@@ -27,8 +29,6 @@ from whimbrel_protocol.primitives import SigningKey
 from whimbrel_protocol.signed import CHAIN_START, MASKED, Plan, Policy, VersionHeader, chain_next, lane_hash
 from whimbrel_protocol.trust import fleet_of
 from whimbrel_protocol.window import ServerState, Shortage
-
-from tests.client.tasks import header
 
 DAY = 86_400
 PHASE_S = 5.0

@@ -15,6 +15,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+
+from tests.client.fake_server import TOKEN, FakeServer
 from whimbrel.actions import Action, Ask, Fetch, Load, Persist, Send, Sleep, Train, Trained, Upload
 from whimbrel.device import Settings
 from whimbrel.device_policy import DevicePolicy
@@ -24,8 +26,6 @@ from whimbrel_protocol import messages as m
 from whimbrel_protocol.encoding import Measured
 from whimbrel_protocol.errors import Code
 from whimbrel_protocol.messages import Binding, PlanBody
-
-from tests.client.fake_server import TOKEN, FakeServer
 
 START = 1_800_000_000.0
 SHAPES = {"w": (5, 4), "b": (3,)}

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from aiohttp import web
+
+from tests.client.fake_server import FakeServer
 from whimbrel_protocol import messages as m
 from whimbrel_protocol import wire
 from whimbrel_protocol.errors import Code
-
-from tests.client.fake_server import FakeServer
 
 _WORD = 8
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from whimbrel_lab.models import mlp
 from whimbrel_protocol.delta import compress
 from whimbrel_protocol.messages import Binding, PlanBody

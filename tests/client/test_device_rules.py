@@ -7,6 +7,9 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+
+from tests.client.fake_server import DAY, TASK, FakeServer
+from tests.client.fleet import Fleet, SimDevice
 from whimbrel.actions import Ask, Fetch, Send, Sleep, Train
 from whimbrel.device import Stage
 from whimbrel.device_policy import DevicePolicy
@@ -16,9 +19,6 @@ from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.objects import Certificate, CertificateRequest, JoinEntry, Params
 from whimbrel_protocol.primitives import SigningKey
 from whimbrel_protocol.signed import MASKED, UNMASKED_ALLOWED
-
-from tests.client.fake_server import DAY, TASK, FakeServer
-from tests.client.fleet import Fleet, SimDevice
 
 STRANGER = SigningKey(b"x" * 32)
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from tests.client.fleet import Fleet, SimDevice
 from whimbrel.actions import Action, Send, Train
 from whimbrel.device_policy import DevicePolicy
 from whimbrel.records import UpdateState
@@ -13,8 +15,6 @@ from whimbrel_protocol.encoding import WITHIN_CLIP
 from whimbrel_protocol.errors import Code
 from whimbrel_protocol.messages import Join, Metric
 from whimbrel_protocol.objects import JoinEntry
-
-from tests.client.fleet import Fleet, SimDevice
 
 ROTATED: dict[str, Any] = {"rotate": True}
 CLIP = 2.0**-6

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from whimbrel import journal as journals
 from whimbrel.journal import Journal
 from whimbrel.records import Assigned, Contribution, DeviceState, TaskMemory, UpdateRecord, UpdateState, dumps, loads

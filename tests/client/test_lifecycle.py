@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 
 import pytest
+
+from tests.client.fleet import Dies, Fleet, SimDevice
 from whimbrel.actions import Action, Send, Sleep, Upload
 from whimbrel.device_policy import DevicePolicy
 from whimbrel.records import UNSENT, UpdateState
@@ -16,8 +18,6 @@ from whimbrel_kernels import ring_add
 from whimbrel_protocol.messages import Survivors
 from whimbrel_protocol.packing import decode_sum
 from whimbrel_protocol.window import ServerState
-
-from tests.client.fleet import Dies, Fleet, SimDevice
 
 
 def assert_honest(fleet: Fleet) -> None:

@@ -13,6 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from tests.client.fake_server import TASK, TOKEN, FakeServer
+from tests.client.http_fake import HttpFake
+from tests.client.tasks import compiled, examples
 from whimbrel import Cost, DevicePolicy, Participant
 from whimbrel.cli import main
 from whimbrel.device import Stage
@@ -21,10 +25,6 @@ from whimbrel.records import UpdateState
 from whimbrel_kernels import ring_add
 from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_protocol.window import ServerState
-
-from tests.client.fake_server import TASK, TOKEN, FakeServer
-from tests.client.http_fake import HttpFake
-from tests.client.tasks import compiled, examples
 
 QUICK = {"backoff_min_s": 0.2, "backoff_max_s": 1.0, "refused_s": 0.1, "poll_s": 1.0}
 HEADER = {"epochs": 10, "momentum": 0.9, "scale": 4096.0}

@@ -16,14 +16,14 @@ from typing import Any
 import aiohttp
 import msgspec
 import numpy as np
+
+from tests.server.world import CLASSES, FEATURES, ROOT, SETTINGS, Device, Operator, World, policy
 from whimbrel import DevicePolicy, Participant
 from whimbrel.device import Stage
 from whimbrel.journal import Journal, contributed, inspect
 from whimbrel.records import UpdateState
 from whimbrel_protocol.primitives import SigningKey
 from whimbrel_server.app import running
-
-from tests.server.world import CLASSES, FEATURES, ROOT, SETTINGS, Device, Operator, World, policy
 
 TASK = "clouds"
 WINDOWS = f"/v1/tasks/{TASK}/windows"

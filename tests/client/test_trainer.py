@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from tests.client.tasks import BATCH, compiled, examples, header
 from whimbrel.actions import TrainingJob
 from whimbrel.examples import Examples, gather
 from whimbrel.trainer import Evaluator, Trainer
 from whimbrel_protocol.errors import Code, ProtocolError
-
-from tests.client.tasks import BATCH, compiled, examples, header
 
 SEED = bytes(range(32))
 

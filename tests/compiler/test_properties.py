@@ -8,10 +8,10 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from whimbrel_lab.models import digits_cnn, mlp
-from whimbrel_server.compiler import StepSpec, TrainStep, compile_eval, compile_step, initial_parameters
 
 from tests.compiler.evaluation import Array, stock
+from whimbrel_lab.models import digits_cnn, mlp
+from whimbrel_server.compiler import StepSpec, TrainStep, compile_eval, compile_step, initial_parameters
 
 CNN = digits_cnn(6)
 SPEC = StepSpec("cross_entropy", "sgd", batch=4)

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+
+from tests.compiler.test_properties import SPEC, WEIGHTS, renamed, text_model
 from whimbrel_lab.models import mlp
 from whimbrel_server.compiler import (
     CompileError,
@@ -15,8 +17,6 @@ from whimbrel_server.compiler import (
     export_inference,
     initial_parameters,
 )
-
-from tests.compiler.test_properties import SPEC, WEIGHTS, renamed, text_model
 
 PLAIN = f"net (float[N,2] x) => (float[N,3] y) <{WEIGHTS}> {{ y = Gemm <transB=1> (x, w, b) }}"
 THREE_LAYERS = (

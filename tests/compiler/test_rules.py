@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from whimbrel_server.compiler import reader, windows
-from whimbrel_server.compiler.rules import LOWERINGS, RULES, grad
 
 from tests.compiler.evaluation import Array, directional_difference, in_double, reference, stock
+from whimbrel_server.compiler import reader, windows
+from whimbrel_server.compiler.rules import LOWERINGS, RULES, grad
 
 EPS = 1e-6
 ACCEPT = 1e-5

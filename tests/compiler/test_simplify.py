@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from onnx.numpy_helper import from_array
+
+from tests.compiler.evaluation import Array, reference
 from whimbrel_server.compiler import simplify
 from whimbrel_server.compiler.ir import Graph, Value
 from whimbrel_server.compiler.simplify import REWRITES, Draft
-
-from tests.compiler.evaluation import Array, reference
 
 DOUBLE = np.dtype(np.float64)
 X, W, S, ROWS = (2, 3, 4), (3, 4), (), (2, 1, 4)

@@ -7,6 +7,10 @@ import numpy as np
 import onnx
 import pytest
 from sklearn.datasets import load_digits
+
+from tests.compiler import numpy_training
+from tests.compiler.evaluation import Array, stock
+from tests.compiler.numpy_training import LossAndGradients, Weights
 from whimbrel_lab.models import digits_cnn, mlp
 from whimbrel_server.compiler import (
     StepSpec,
@@ -16,10 +20,6 @@ from whimbrel_server.compiler import (
     export_inference,
     initial_parameters,
 )
-
-from tests.compiler import numpy_training
-from tests.compiler.evaluation import Array, stock
-from tests.compiler.numpy_training import LossAndGradients, Weights
 
 BATCH = 6
 LR, MOMENTUM, MU = 0.05, 0.9, 0.3

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from whimbrel_protocol.collector import Collector
 from whimbrel_protocol.errors import Code
 from whimbrel_protocol.member import Identity, Member

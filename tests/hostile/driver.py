@@ -12,13 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from whimbrel import Participant
-from whimbrel.journal import Journal
-from whimbrel.records import DeviceState, UpdateState
-
 from tests.client.fake_server import TOKEN
 from tests.client.tasks import examples
 from tests.hostile.victim import POLICY
+from whimbrel import Participant
+from whimbrel.journal import Journal
+from whimbrel.records import DeviceState, UpdateState
 
 
 def live(url: str, root: str, state: str, point: str) -> None:

@@ -12,16 +12,16 @@ from dataclasses import replace
 from typing import Any
 
 from nacl import bindings
+
+from tests.hostile.attack import Reply
+from tests.hostile.cohort import secret
+from tests.hostile.world import HostileServer
 from whimbrel_protocol import messages as m
 from whimbrel_protocol.layout import Signed
 from whimbrel_protocol.objects import JoinEntry, Params
 from whimbrel_protocol.primitives import SigningKey
 from whimbrel_protocol.rules import bitmap
 from whimbrel_protocol.transcript import vote_body
-
-from tests.hostile.attack import Reply
-from tests.hostile.cohort import secret
-from tests.hostile.world import HostileServer
 
 STRANGER = SigningKey(secret("stranger"))
 ORDER = 2**252 + 27742317777372353535851937790883648493

@@ -9,15 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from whimbrel_protocol import messages as m
-from whimbrel_protocol.errors import Code
-from whimbrel_protocol.signed import UNMASKED_ALLOWED
-from whimbrel_protocol.trust import SKEW_S
-
 from tests.client.fake_server import DAY
 from tests.hostile.attack import Attack, Reply, SetUp, Update
 from tests.hostile.forging import STRANGER, certified
 from tests.hostile.world import HostileServer
+from whimbrel_protocol import messages as m
+from whimbrel_protocol.errors import Code
+from whimbrel_protocol.signed import UNMASKED_ALLOWED
+from whimbrel_protocol.trust import SKEW_S
 
 NONE, FREE, COUNTED = Update.NONE, Update.FREE, Update.COUNTED
 HOUR = 3600

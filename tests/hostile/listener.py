@@ -14,12 +14,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from aiohttp import web
-from whimbrel_protocol import messages as m
-from whimbrel_protocol import wire
-from whimbrel_protocol.errors import Code
 
 from tests.hostile.attack import Cut, Late
 from tests.hostile.world import HostileServer
+from whimbrel_protocol import messages as m
+from whimbrel_protocol import wire
+from whimbrel_protocol.errors import Code
 
 WORD = 8
 POSTED = (m.Enrol, m.Renew, m.CheckIn, m.Join, m.Shares, m.MaskedHead, m.Vote, m.Unmask, m.CanaryMasks, m.Report)

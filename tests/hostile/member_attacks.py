@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tests.hostile.attack import Attack, SetUp, Update
+from tests.hostile.cohort import Companion
+from tests.hostile.world import HostileServer
 from whimbrel_protocol.collector import Collector
 from whimbrel_protocol.errors import Code
 from whimbrel_protocol.transcript import shares_body
 from whimbrel_protocol.window import ServerState
-
-from tests.hostile.attack import Attack, SetUp, Update
-from tests.hostile.cohort import Companion
-from tests.hostile.world import HostileServer
 
 FREE, COUNTED = Update.FREE, Update.COUNTED
 LEAVING = frozenset({"shares", "masked", "put", "vote", "unmask"})

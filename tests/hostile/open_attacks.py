@@ -9,11 +9,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from whimbrel_protocol import messages as m
-from whimbrel_protocol.errors import Code, RuleError
-from whimbrel_protocol.objects import JoinEntry, Params
-from whimbrel_protocol.primitives import th
-
 from tests.client.fake_server import DAY
 from tests.hostile.attack import Attack, Reply, SetUp, Update
 from tests.hostile.cohort import Companion
@@ -30,6 +25,10 @@ from tests.hostile.forging import (
 )
 from tests.hostile.life_attacks import header, offer
 from tests.hostile.world import HostileServer, joined_entries
+from whimbrel_protocol import messages as m
+from whimbrel_protocol.errors import Code, RuleError
+from whimbrel_protocol.objects import JoinEntry, Params
+from whimbrel_protocol.primitives import th
 
 FREE = Update.FREE
 N, C, T, FLOOR = 10, 2, 7, 8

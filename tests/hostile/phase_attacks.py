@@ -9,16 +9,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from tests.hostile.attack import Attack, Cut, Late, Reply, Update
+from tests.hostile.forging import STRANGER, commit_to, malleated, survivors_of, u2_of, votes, with_msig
+from tests.hostile.rule_seven import Ghosts
+from tests.hostile.world import HostileServer
 from whimbrel_protocol import messages as m
 from whimbrel_protocol import wire
 from whimbrel_protocol.errors import Code
 from whimbrel_protocol.rules import bitmap
 from whimbrel_protocol.transcript import tau1_of
-
-from tests.hostile.attack import Attack, Cut, Late, Reply, Update
-from tests.hostile.forging import STRANGER, commit_to, malleated, survivors_of, u2_of, votes, with_msig
-from tests.hostile.rule_seven import Ghosts
-from tests.hostile.world import HostileServer
 
 FREE, SPENT, COUNTED = Update.FREE, Update.SPENT, Update.COUNTED
 N, FLOOR = 10, 8

@@ -12,6 +12,8 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
+from tests.hostile.cohort import Companion
+from tests.hostile.world import HostileServer
 from whimbrel_kernels import shamir_combine
 from whimbrel_protocol import messages as m
 from whimbrel_protocol.collector import Collector
@@ -22,9 +24,6 @@ from whimbrel_protocol.primitives import exchange
 from whimbrel_protocol.rules import bitmap
 from whimbrel_protocol.transcript import tau1_of, vote_body
 from whimbrel_protocol.unmask import shares_by_dealer
-
-from tests.hostile.cohort import Companion
-from tests.hostile.world import HostileServer
 
 N, FIVE = 13, 5
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from whimbrel_protocol.checks import ENTRY_CHECKS, PARAMS_CHECKS, ROSTER_CHECKS
 
 from tests.hostile.attack import Attack, Update
 from tests.hostile.attacks import ATTACKS
 from tests.hostile.verdict import faults
 from tests.hostile.victim import Trial, spelled, suffer
+from whimbrel_protocol.checks import ENTRY_CHECKS, PARAMS_CHECKS, ROSTER_CHECKS
 
 
 @pytest.mark.rule("1.5 JOIN: fresh keys, short life")

@@ -12,11 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from whimbrel.journal import inspect
-from whimbrel.records import DeviceState, UpdateRecord, UpdateState
-from whimbrel_protocol import messages as m
-from whimbrel_protocol.collector import Collector
-from whimbrel_protocol.window import ServerState
 
 from tests.hostile.attack import Attack, Update
 from tests.hostile.cohort import plain_words
@@ -24,6 +19,11 @@ from tests.hostile.driver import live
 from tests.hostile.listener import Listener
 from tests.hostile.verdict import contradictions
 from tests.hostile.world import HostileServer
+from whimbrel.journal import inspect
+from whimbrel.records import DeviceState, UpdateRecord, UpdateState
+from whimbrel_protocol import messages as m
+from whimbrel_protocol.collector import Collector
+from whimbrel_protocol.window import ServerState
 
 LIMIT_S, LOOK_S, PHASE_S = 20.0, 0.02, 0.5
 

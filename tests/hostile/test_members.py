@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from whimbrel_protocol.errors import Code, ProtocolError
-from whimbrel_protocol.forming import check_entry
-from whimbrel_protocol.objects import JoinEntry
-from whimbrel_protocol.primitives import in_prime_subgroup, verify
 
 from tests.hostile.attacks import ATTACKS
 from tests.hostile.cohort import Companion
 from tests.hostile.forging import MixedOrderKey, resigned
 from tests.hostile.world import HostileServer
+from whimbrel_protocol.errors import Code, ProtocolError
+from whimbrel_protocol.forming import check_entry
+from whimbrel_protocol.objects import JoinEntry
+from whimbrel_protocol.primitives import in_prime_subgroup, verify
 
 
 class LuckyMixedOrderKey(MixedOrderKey):

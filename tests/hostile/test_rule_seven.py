@@ -7,17 +7,17 @@ import time
 from pathlib import Path
 
 import pytest
-import whimbrel_protocol.spent
-from whimbrel_protocol.errors import Code
-from whimbrel_protocol.messages import Survivors
-from whimbrel_protocol.rules import members_of
-from whimbrel_protocol.transcript import Cohort
 
+import whimbrel_protocol.spent
 from tests.hostile.attack import Attack, Update
 from tests.hostile.listener import Listener
 from tests.hostile.rule_seven import AnotherU2, Ghosts, Plot
 from tests.hostile.victim import Trial
 from tests.hostile.world import HostileServer
+from whimbrel_protocol.errors import Code
+from whimbrel_protocol.messages import Survivors
+from whimbrel_protocol.rules import members_of
+from whimbrel_protocol.transcript import Cohort
 
 LIMIT_S, AFTERWARDS_S = 20.0, 0.5
 RULE = "1.5 SURVIVORS: every msig"

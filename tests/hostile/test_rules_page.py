@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from whimbrel_lab import rules_page
-from whimbrel_protocol import checks
 
 from tests.hostile.attacks import ATTACKS
+from whimbrel_lab import rules_page
+from whimbrel_protocol import checks
 
 ROOT = Path(__file__).parents[2]
 TABLES = [getattr(checks, name) for name in dir(checks) if name.endswith("_CHECKS")]

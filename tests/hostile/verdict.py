@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from whimbrel_protocol.errors import Code
-
 from tests.hostile.attack import Update
 from tests.hostile.world import HostileServer, Seen, joined_entries
+from whimbrel_protocol.errors import Code
 
 LEAVING = ("shares", "masked", "put", "vote", "unmask", "canaries")
 """What carries a share, a masked byte or a signature of the client out of its window."""

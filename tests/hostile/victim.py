@@ -17,16 +17,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from whimbrel import DevicePolicy, Participant
-from whimbrel.records import UNSENT, UpdateRecord, UpdateState
-from whimbrel_protocol.errors import Code, ProtocolError
-from whimbrel_protocol.masks import WindowKeys
 
 from tests.client.fake_server import TOKEN
 from tests.client.tasks import examples
 from tests.hostile.attack import Attack, Update
 from tests.hostile.listener import Listener
 from tests.hostile.world import HostileServer
+from whimbrel import DevicePolicy, Participant
+from whimbrel.records import UNSENT, UpdateRecord, UpdateState
+from whimbrel_protocol.errors import Code, ProtocolError
+from whimbrel_protocol.masks import WindowKeys
 
 POLICY = DevicePolicy(backoff_min_s=0.05, backoff_max_s=0.1, window_patience_s=1.2, poll_s=0.1, history=5)
 LIMIT_S, LINGER_S, IMPATIENT_S = 30.0, 0.06, 0.6

@@ -14,6 +14,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from tests.client.fake_server import DAY, FakeServer, Window, _or_abort
+from tests.client.tasks import compiled
+from tests.hostile.attack import Attack
+from tests.hostile.cohort import Companion
 from whimbrel_kernels import ring_add
 from whimbrel_protocol import messages as m
 from whimbrel_protocol.collector import Collector
@@ -21,11 +25,6 @@ from whimbrel_protocol.errors import ProtocolError, RuleError
 from whimbrel_protocol.forming import choose_roster, window_params
 from whimbrel_protocol.objects import ISSUER_BYTES, Certificate, CheckInBody, JoinEntry
 from whimbrel_protocol.window import ServerState
-
-from tests.client.fake_server import DAY, FakeServer, Window, _or_abort
-from tests.client.tasks import compiled
-from tests.hostile.attack import Attack
-from tests.hostile.cohort import Companion
 
 PHASE_S = 5.0
 NAMES = {"joins": "joined", "check-in": "checked-in", "enrol": "enrolled", "renew": "enrolled", "reports": "accepted report"}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from whimbrel_lab import codec
 from whimbrel_lab.cli import main
 from whimbrel_lab.models import digits_cnn, mlp

@@ -9,14 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from tests.model.search import Found, explore, shortened
+from tests.model.window_model import Checks, Rules
 from whimbrel_protocol.checks import CERTIFICATE_CHECKS, PARAMS_CHECKS, SURVIVORS_CHECKS, Opening
 from whimbrel_protocol.errors import Code
 from whimbrel_protocol.rules import threshold
 from whimbrel_protocol.spent import Verdict
 from whimbrel_protocol.window import MEMBER, MemberEvent, MemberState
-
-from tests.model.search import Found, explore, shortened
-from tests.model.window_model import Checks, Rules
 
 PRODUCT = Rules()
 

@@ -30,10 +30,9 @@ from functools import cache
 from itertools import groupby, permutations, product
 from typing import NamedTuple
 
+from tests.model.window_model import Body, Member, Members, Move, Rules, Setting, Window, World, members, settings
 from whimbrel_protocol.messages import VoteKind
 from whimbrel_protocol.window import MemberEvent, MemberState
-
-from tests.model.window_model import Body, Member, Members, Move, Rules, Setting, Window, World, members, settings
 
 E = MemberEvent
 

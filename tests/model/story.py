@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
-from whimbrel_protocol.messages import VoteKind
-from whimbrel_protocol.window import MemberEvent
-
 from tests.model.search import Found, replay
 from tests.model.window_model import INVARIANTS, NOBODYS, Body, Members, Move, Rules, Window, World, members
+from whimbrel_protocol.messages import VoteKind
+from whimbrel_protocol.window import MemberEvent
 
 E = MemberEvent
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from whimbrel_protocol.window import MEMBER, MemberEvent, MemberState
 
 from tests.model.mutants import FURTHER, NAMED, PRODUCT, Mutant
 from tests.model.search import explore, plain_worlds, reduced_worlds, shortened
 from tests.model.story import tell
 from tests.model.window_model import ABORT, INVARIANTS, Move, Rules, Setting, Window, World, settings, steps_of
+from whimbrel_protocol.window import MEMBER, MemberEvent, MemberState
 
 # Worlds up to names, as they were counted when the model was written: a search that shrinks has lost its way.
 SEARCHED = {(3, 0): 400, (3, 1): 20, (4, 0): 800, (4, 1): 400, (5, 0): 30_000, (5, 1): 800}

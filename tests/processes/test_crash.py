@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from whimbrel_lab.federation import Federation, Fleet, digits_job
 from whimbrel_server.settings import TaskSettings
 

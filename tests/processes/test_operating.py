@@ -15,6 +15,8 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+
+from tests.processes.test_readme import Shell
 from whimbrel import cli as device_cli
 from whimbrel.journal import Journal
 from whimbrel_authority import cli as authority_cli
@@ -24,8 +26,6 @@ from whimbrel_protocol.objects import CertificateRequest
 from whimbrel_protocol.primitives import SigningKey
 from whimbrel_server import cli as server_cli
 from whimbrel_server import config
-
-from tests.processes.test_readme import Shell
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/operating.md").read_text()
@@ -162,7 +162,7 @@ def test_every_setting_of_the_server_is_in_the_table() -> None:
 
 
 def test_every_metric_is_named() -> None:
-    source = (ROOT / "server/whimbrel_server/metrics.py").read_text()
+    source = (ROOT / "server/whimbrel_server/listeners/metrics.py").read_text()
     names = set(re.findall(r"\bwhimbrel_[a-z_]+(?:total|bytes)\b", source))
     assert len(names) >= 5
     assert all(f"`{name}`" in PAGE for name in names)

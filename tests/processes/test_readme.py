@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from whimbrel_lab import digits, models
 from whimbrel_lab.world import Service, command, environment, free_port
 

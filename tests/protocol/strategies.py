@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import Any, get_args, get_origin, get_type_hints
 
 from hypothesis import strategies as st
+
 from whimbrel_protocol import messages as m
 from whimbrel_protocol import wire
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.protocol.strategies import CLASSES
 from whimbrel_lab.bad_vectors.__main__ import PATH, text
 from whimbrel_protocol import replay, wire
 from whimbrel_protocol.errors import Code
 from whimbrel_protocol.known_answers import Report
-
-from tests.protocol.strategies import CLASSES
 
 ROOT = Path(__file__).parents[2]
 FILE = json.loads(PATH.read_text())

@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.protocol import world
+from tests.protocol.test_window import check_sum
+from tests.protocol.world import Window
 from whimbrel_kernels import mask_add
 from whimbrel_protocol.blame import (
     Fault,
@@ -33,10 +37,6 @@ from whimbrel_protocol.rules import members_of
 from whimbrel_protocol.signed import Policy
 from whimbrel_protocol.transcript import shares_body
 from whimbrel_protocol.window import MemberState, Outcome, ServerState
-
-from tests.protocol import world
-from tests.protocol.test_window import check_sum
-from tests.protocol.world import Window
 
 N = 14  # c = 2, t = 9: two liars among all answers are corrected, and enough answers (t + 2c) leave one to spare
 ALL = frozenset(range(N))

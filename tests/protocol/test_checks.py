@@ -8,6 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
+from tests.protocol import world
+from tests.protocol.world import AUTHORITY, FLEET, LANE, NOW, Window, certificate, identity, join, resigned, secret
 from whimbrel_protocol.checks import ENTRY_CHECKS, PARAMS_CHECKS, ROSTER_CHECKS
 from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.member import Member
@@ -17,9 +20,6 @@ from whimbrel_protocol.primitives import SigningKey
 from whimbrel_protocol.rules import bitmap
 from whimbrel_protocol.spent import SpentRecord, Verdict, verify_certificate
 from whimbrel_protocol.window import Discarded, MemberState
-
-from tests.protocol import world
-from tests.protocol.world import AUTHORITY, FLEET, LANE, NOW, Window, certificate, identity, join, resigned, secret
 
 N, VICTIM, OTHER = 7, 2, 4
 STRANGER = SigningKey(secret("stranger"))

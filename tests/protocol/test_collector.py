@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from whimbrel_protocol.collector import Collector
-from whimbrel_protocol.errors import Code, ProtocolError
-from whimbrel_protocol.messages import Shares, Unmask, Vote, VoteKind
-from whimbrel_protocol.window import Discarded, Outcome, ServerState, Shortage
 
 from tests.protocol import world
 from tests.protocol.test_window import check_sum
 from tests.protocol.world import FLEET, LANE, Window, certificate, identity, join, policy
+from whimbrel_protocol.collector import Collector
+from whimbrel_protocol.errors import Code, ProtocolError
+from whimbrel_protocol.messages import Shares, Unmask, Vote, VoteKind
+from whimbrel_protocol.window import Discarded, Outcome, ServerState, Shortage
 
 N = 6
 

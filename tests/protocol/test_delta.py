@@ -10,6 +10,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from whimbrel_protocol import delta as d
 from whimbrel_protocol.errors import Code, WireError
 from whimbrel_protocol.messages import ModelDelta, TensorDelta

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from whimbrel_kernels import ring_add
 from whimbrel_protocol.encoding import (
     WITHIN_CLIP,

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.protocol import world
 from whimbrel_protocol.errors import Code, RuleError, WireError
 from whimbrel_protocol.objects import (
     Certificate,
@@ -20,8 +22,6 @@ from whimbrel_protocol.objects import (
 )
 from whimbrel_protocol.primitives import SigningKey, sha256, th, u64
 from whimbrel_protocol.signed import CHAIN_START, Plan, Policy, VersionHeader, chain_next, lane_hash
-
-from tests.protocol import world
 
 KEY = SigningKey(bytes(32))
 U16, U32, U64 = st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from whimbrel_kernels import pack_lanes, ring_add, unpack_lanes
 from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.objects import VectorSpec

@@ -8,6 +8,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from whimbrel_kernels import shamir_combine, shamir_share
 from whimbrel_protocol.reed_solomon import _EXP, _LOG, decode, shares_at
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from whimbrel_protocol import replay_steps, replay_window
 from whimbrel_protocol.known_answers import Report
 from whimbrel_protocol.replay import main, replay_file

@@ -7,6 +7,7 @@ from math import inf
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from whimbrel_protocol.errors import Code, WireError
 from whimbrel_protocol.rules import (
     COMPLETE,

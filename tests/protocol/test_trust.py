@@ -6,6 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
+from tests.protocol import world
+from tests.protocol.world import AUTHORITY, FLEET, LANE, NOW, identity, join, policy, resigned, secret
 from whimbrel_protocol.errors import Code, ProtocolError, WireError
 from whimbrel_protocol.forming import check_entry, choose_roster
 from whimbrel_protocol.member import Member
@@ -13,9 +16,6 @@ from whimbrel_protocol.objects import JoinEntry
 from whimbrel_protocol.primitives import SigningKey
 from whimbrel_protocol.signed import Plan, Policy
 from whimbrel_protocol.trust import accept_certificate, accept_plan, accept_policy
-
-from tests.protocol import world
-from tests.protocol.world import AUTHORITY, FLEET, LANE, NOW, identity, join, policy, resigned, secret
 
 ISSUER, SIGNER, STRANGER = (SigningKey(secret(name)) for name in ("issuer", "signer", "stranger"))
 DAY = 86_400

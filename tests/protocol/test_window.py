@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.protocol import world
+from tests.protocol.world import Window
 from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.masks import CHUNK_WORDS
 from whimbrel_protocol.messages import U2, Done, Open
@@ -24,9 +27,6 @@ from whimbrel_protocol.window import (
     ServerState,
     Shortage,
 )
-
-from tests.protocol import world
-from tests.protocol.world import Window
 
 
 def check_sum(window: Window, result: WindowSum) -> None:

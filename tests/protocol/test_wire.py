@@ -12,12 +12,12 @@ import flatbuffers
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from tests.protocol.strategies import CLASSES, at_end, least, message
 from whimbrel_protocol import messages as m
 from whimbrel_protocol import wire
 from whimbrel_protocol.errors import Code, WireError
 from whimbrel_protocol.wire import LIMITS, decode, encode
-
-from tests.protocol.strategies import CLASSES, at_end, least, message
 
 fb = wire.fb
 # Bytes and lists whose upper end fits a test; the rest are lengths of hundreds of megabytes.

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
+
 from whimbrel_kernels import ring_add
 from whimbrel_protocol.blame import canaries_of
 from whimbrel_protocol.collector import Collector

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from whimbrel_protocol import delta, wire
 from whimbrel_protocol.encoding import Encoding, mean_update
 from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_protocol.messages import ModelDelta
 from whimbrel_protocol.objects import VectorSpec
 from whimbrel_protocol.signed import chain_next
-from whimbrel_server import aggregate
-from whimbrel_server.aggregate import ModelState, Published, WindowTotal
+from whimbrel_server.rounds import aggregate
+from whimbrel_server.rounds.aggregate import ModelState, Published, WindowTotal
 from whimbrel_server.settings import TaskSettings
 
 SETTINGS = TaskSettings(server_lr=1.0, step_fraction=0.25)

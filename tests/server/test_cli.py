@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+
+from tests.server.world import FLEET, PLAN_SIGNER, ROOT, SETTINGS, model, policy
 from whimbrel_protocol.signed import Plan
 from whimbrel_server import cli
 from whimbrel_server.cli import main
-
-from tests.server.world import FLEET, PLAN_SIGNER, ROOT, SETTINGS, model, policy
 
 
 def command(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:

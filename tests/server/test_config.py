@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_server import config
 from whimbrel_server.datadir import DataDir
-from whimbrel_server.tokens import Tokens
+from whimbrel_server.listeners.tokens import Tokens
 
 ROOT = bytes(range(32))
 DEVICE, FLEET = b"d" * 16, b"f" * 16

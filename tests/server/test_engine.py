@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 import msgspec
 import pytest
+
+from tests.protocol.world import policy
 from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_protocol.signed import Policy
-from whimbrel_server import pace
-from whimbrel_server.engine import Engine
-from whimbrel_server.events import (
+from whimbrel_server.rounds import pace
+from whimbrel_server.rounds.engine import Engine
+from whimbrel_server.rounds.events import (
     Assign,
     Effect,
     Finish,
@@ -24,10 +26,8 @@ from whimbrel_server.events import (
     TaskStart,
     Waiting,
 )
+from whimbrel_server.rounds.task_run import Assignment, ClosedWindow
 from whimbrel_server.settings import TaskSettings, may_open, room
-from whimbrel_server.task_run import Assignment, ClosedWindow
-
-from tests.protocol.world import policy
 
 POLICY = policy(n_min=8)
 SETTINGS = TaskSettings(contributions=32, contributions_min=20, window=16, round_deadline_s=100, assignment_deadline_s=80)

@@ -12,6 +12,10 @@ import aiohttp
 import numpy as np
 import pytest
 from aiohttp.test_utils import TestServer
+
+from tests.authority.fleet import Device as Applicant
+from tests.authority.fleet import Fleet
+from tests.server.world import CLASSES, FEATURES, SETTINGS, Device, Operator, Refused, model
 from whimbrel import DevicePolicy, Participant
 from whimbrel_authority.keys import Directory
 from whimbrel_authority.service import make_app
@@ -21,10 +25,6 @@ from whimbrel_server import config
 from whimbrel_server.app import Running, running
 from whimbrel_server.datadir import DataDir
 from whimbrel_server.setup import initialise
-
-from tests.authority.fleet import Device as Applicant
-from tests.authority.fleet import Fleet
-from tests.server.world import CLASSES, FEATURES, SETTINGS, Device, Operator, Refused, model
 
 
 @pytest.fixture

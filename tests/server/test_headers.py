@@ -13,15 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
+
+from tests.server.world import Device, Operator, World, model
 from whimbrel_protocol import wire
 from whimbrel_protocol.encoding import WITHIN_CLIP, Encoding, Measured
 from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.messages import Metric, PlanBody
 from whimbrel_protocol.signed import Plan, VersionHeader
-from whimbrel_server import headers, plans
+from whimbrel_server import plans
+from whimbrel_server.rounds import headers
 from whimbrel_server.settings import TaskSettings
-
-from tests.server.world import Device, Operator, World, model
 
 ADAPTIVE = TaskSettings(clip=0.3, clip_quantile=0.5, clip_span=8.0, scale=0.0)
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from tests.server.world import Device, Refused, World, policy
 from whimbrel_protocol import messages as m
 from whimbrel_protocol import wire
 from whimbrel_protocol.errors import Code
@@ -19,8 +21,6 @@ from whimbrel_protocol.objects import VectorSpec
 from whimbrel_protocol.packing import decode_sum
 from whimbrel_protocol.rules import members_of
 from whimbrel_protocol.signed import Policy
-
-from tests.server.world import Device, Refused, World, policy
 
 
 async def test_a_window_ends_with_the_exact_sum_and_the_next_version(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ import pytest
 from aiohttp import StreamReader
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from whimbrel_protocol.errors import Code, ProtocolError
-from whimbrel_server.ingest import Accumulator, Pace, Upload
-from whimbrel_server.staging import StagedVector, Staging
-from whimbrel_server.workers import Workers
+from whimbrel_server.ingest.staging import StagedVector, Staging
+from whimbrel_server.ingest.upload import Accumulator, Pace, Upload
+from whimbrel_server.ingest.workers import Workers
 
 BLOCK = 4096
 PACE = Pace(bytes_per_s=1, grace_s=5.0)

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.server.test_engine import Desk, device, refused
+from tests.server.world import Device, Operator, Refused, World
 from whimbrel_protocol import messages as m
 from whimbrel_protocol.blame import Fault, FaultKind
 from whimbrel_protocol.errors import Code
 from whimbrel_server.config import Quarantine
-from whimbrel_server.events import OpenWindow
-from whimbrel_server.quarantine import records
-
-from tests.server.test_engine import Desk, device, refused
-from tests.server.world import Device, Operator, Refused, World
+from whimbrel_server.rounds.events import OpenWindow
+from whimbrel_server.rounds.quarantine import records
 
 DAY, HOUR = 86_400.0, 3600.0
 

@@ -13,13 +13,13 @@ from time import time
 import aiohttp
 import numpy as np
 import pytest
+
+from tests.server.world import Device, Operator, Refused, World
 from whimbrel_protocol import messages as m
 from whimbrel_protocol.errors import Code, ProtocolError, RuleError
 from whimbrel_protocol.packing import decode_sum
 from whimbrel_protocol.rules import members_of
 from whimbrel_server.app import running
-
-from tests.server.world import Device, Operator, Refused, World
 
 
 @asynccontextmanager
@@ -290,7 +290,7 @@ async def test_a_full_disk_delays_and_loses_nothing(tmp_path: Path, monkeypatch:
 
         for name in full:
             failing(name)
-        monkeypatch.setattr("whimbrel_server.windows._RETRY_S", 0.05)
+        monkeypatch.setattr("whimbrel_server.windows.live._RETRY_S", 0.05)
         assert None not in await asyncio.gather(*(device.take_part() for device in devices))
         assert await sums(operator, devices) == [10] and not any(full.values())
 

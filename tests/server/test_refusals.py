@@ -12,12 +12,12 @@ import aiohttp
 import numpy as np
 import onnx
 import pytest
+
+from tests.server.world import SETTINGS, World, model, policy
 from whimbrel_protocol import messages as m
 from whimbrel_protocol import wire
 from whimbrel_protocol.errors import Code
-from whimbrel_server.device_api import ENDPOINTS, respond
-
-from tests.server.world import SETTINGS, World, model, policy
+from whimbrel_server.listeners.device_api import ENDPOINTS, respond
 
 FLAT = wire.CONTENT_TYPE
 OCTETS = "application/octet-stream"

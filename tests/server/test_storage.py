@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_server.storage import files
 from whimbrel_server.storage.files import FileBlobs
@@ -106,6 +107,25 @@ def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
 
 
 class TestRounds:
+    async def test_a_devices_join_counter_never_goes_back(self, rounds: Rounds) -> None:
+        one, other, top = b"a" * 16, b"b" * 16, 2**64 - 1
+        for seq, entry in ((0, b"e0"), (0, b"e0"), (7, b"e7"), (7, b"e7")):
+            await rounds.count_join(one, seq, entry)
+        for seq, entry in ((7, b"e7 again"), (6, b"e6"), (0, b"e0"), (6, b"e7")):
+            await refused(Code.STATE_ROLLED_BACK, rounds.count_join(one, seq, entry))
+        await rounds.count_join(other, 1, b"e1")  # each device has a counter of its own
+        await rounds.count_join(one, top, b"last")
+        await refused(Code.STATE_ROLLED_BACK, rounds.count_join(one, top - 1, b"before"))
+
+    async def test_a_join_counter_survives_the_server(self, tmp_path: Path) -> None:
+        first = SqliteRounds.open(tmp_path / "w.sqlite")
+        await first.count_join(b"a" * 16, 7, b"e7")
+        await first.close()
+        again = SqliteRounds.open(tmp_path / "w.sqlite")
+        await refused(Code.STATE_ROLLED_BACK, again.count_join(b"a" * 16, 7, b"other"))
+        await again.count_join(b"a" * 16, 7, b"e7")
+        await again.close()
+
     async def test_a_policy_never_goes_back(self, rounds: Rounds) -> None:
         assert await rounds.policy() is None
         await rounds.install_policy(7, b"seven", 0.0)

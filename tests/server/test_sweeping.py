@@ -8,10 +8,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from whimbrel_protocol.errors import Code
-from whimbrel_server.config import Keep
 
 from tests.server.world import Device, Operator, Refused, World
+from whimbrel_protocol.errors import Code
+from whimbrel_server.config import Keep
 
 
 def aged(folder: Path) -> set[bytes]:

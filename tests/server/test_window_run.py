@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import pytest
+
+from tests.protocol.world import NOW, Window, policy
 from whimbrel_kernels import ring_add
 from whimbrel_protocol.blame import Fault, FaultKind, canaries_of
 from whimbrel_protocol.collector import Collector
@@ -14,7 +16,7 @@ from whimbrel_protocol.rules import bitmap, members_of
 from whimbrel_protocol.window import Discarded
 from whimbrel_server.settings import WindowLimits
 from whimbrel_server.storage.records import EventRecord, WindowRecord
-from whimbrel_server.window_effects import (
+from whimbrel_server.windows.window_effects import (
     Blamed,
     Closed,
     FixAbort,
@@ -27,10 +29,8 @@ from whimbrel_server.window_effects import (
     Wake,
     WindowEffect,
 )
-from whimbrel_server.window_restore import restore
-from whimbrel_server.window_run import Phase, WindowRun
-
-from tests.protocol.world import NOW, Window, policy
+from whimbrel_server.windows.window_restore import restore
+from whimbrel_server.windows.window_run import Phase, WindowRun
 
 LIMITS = WindowLimits(share_s=5, mask_s=10, vote_s=5, unmask_s=5, patience_s=30, early_min_s=1)
 # n = 24, gamma 0.2: c = 4, t = s_min = 15; nine may be lost, two of them by closing early.

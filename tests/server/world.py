@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 from numpy.typing import NDArray
+
 from whimbrel_lab.models import mlp
 from whimbrel_protocol import messages as m
 from whimbrel_protocol import wire

@@ -11,15 +11,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+
+from tests.protocol.world import AUTHORITY, identity
+from tests.simulation.world import RULES, D, Down, Server
 from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_protocol.member import Member
 from whimbrel_protocol.messages import Done, Survivors, VoteKind
 from whimbrel_protocol.packing import pack
 from whimbrel_protocol.spent import SpentRecord, Verdict, verify_certificate
 from whimbrel_protocol.window import MemberState
-
-from tests.protocol.world import AUTHORITY, identity
-from tests.simulation.world import RULES, D, Down, Server
 
 STEPS = ("train", "wait_for_open", "deal", "wait_for_u2", "mask", "wait_for_survivors", "vote", "wait_for_quorum", "reveal")
 POLL_S = 0.5

@@ -16,12 +16,12 @@ from itertools import count
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from whimbrel_protocol.errors import Code, ProtocolError
-from whimbrel_server.engine import Engine
-from whimbrel_server.events import Assign, Effect, Finish, Joining, Opened, OpenWindow, Publish, TaskStart
-from whimbrel_server.settings import TaskSettings, may_open
 
 from tests.protocol.world import policy
+from whimbrel_protocol.errors import Code, ProtocolError
+from whimbrel_server.rounds.engine import Engine
+from whimbrel_server.rounds.events import Assign, Effect, Finish, Joining, Opened, OpenWindow, Publish, TaskStart
+from whimbrel_server.settings import TaskSettings, may_open
 
 RULES = policy(n_min=8)
 

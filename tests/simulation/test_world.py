@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from whimbrel_protocol.packing import decode_sum
-from whimbrel_protocol.rules import members_of
-from whimbrel_server.settings import TaskSettings
 
 from tests.simulation.device import STEPS, Device, update_of
 from tests.simulation.world import TASK, Clock, Server, settled
+from whimbrel_protocol.packing import decode_sum
+from whimbrel_protocol.rules import members_of
+from whimbrel_server.settings import TaskSettings
 
 QUICK = TaskSettings(
     contributions=16,

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+
+from tests.protocol.world import AUTHORITY, FLEET, NOW, policy
 from whimbrel_kernels import ring_add
 from whimbrel_protocol import wire
 from whimbrel_protocol.collector import Collector
@@ -26,17 +28,16 @@ from whimbrel_protocol.packing import decode_sum
 from whimbrel_protocol.rules import members_of
 from whimbrel_protocol.signed import lane_hash
 from whimbrel_protocol.transcript import tau1_of
-from whimbrel_server import aggregate, ended, events, window_effects
-from whimbrel_server.aggregate import ModelState, WindowTotal
-from whimbrel_server.engine import Engine
+from whimbrel_server.rounds import aggregate, events
+from whimbrel_server.rounds.aggregate import ModelState, WindowTotal
+from whimbrel_server.rounds.engine import Engine
+from whimbrel_server.rounds.task_run import Assignment, ClosedWindow
 from whimbrel_server.settings import TaskSettings
 from whimbrel_server.storage.memory import MemoryBlobs, MemoryRounds
 from whimbrel_server.storage.records import AssignmentRecord, TaskRecord, VersionRecord, WindowOutcome, WindowRecord
-from whimbrel_server.task_run import Assignment, ClosedWindow
-from whimbrel_server.window_restore import restore
-from whimbrel_server.window_run import WindowRun
-
-from tests.protocol.world import AUTHORITY, FLEET, NOW, policy
+from whimbrel_server.windows import ended, window_effects
+from whimbrel_server.windows.window_restore import restore
+from whimbrel_server.windows.window_run import WindowRun
 
 T = TypeVar("T")
 TASK = "digits"

@@ -6,11 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from whimbrel_protocol.errors import Code
-from whimbrel_protocol.objects import Certificate, JoinEntry
-from whimbrel_protocol.primitives import SigningKey
-from whimbrel_protocol.signed import Policy
-
 from whimbrel_lab.bad_vectors.book import GOOD, Book
 from whimbrel_lab.bad_vectors.objects import good_objects, plan, put
 from whimbrel_lab.bad_vectors.scene import (
@@ -26,6 +21,10 @@ from whimbrel_lab.bad_vectors.scene import (
     policy,
     resigned,
 )
+from whimbrel_protocol.errors import Code
+from whimbrel_protocol.objects import Certificate, JoinEntry
+from whimbrel_protocol.primitives import SigningKey
+from whimbrel_protocol.signed import Policy
 
 SKEW = 600
 

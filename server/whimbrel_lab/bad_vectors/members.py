@@ -6,14 +6,13 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
-from whimbrel_protocol.errors import Code
-from whimbrel_protocol.messages import U2, Quorum, Survivors, VoteKind
-from whimbrel_protocol.rules import bitmap
-
 from whimbrel_lab.bad_vectors.book import GOOD, Book
 from whimbrel_lab.bad_vectors.openings import params
 from whimbrel_lab.bad_vectors.scene import N, Window, policy
 from whimbrel_lab.bad_vectors.stories import ENDED, OTHER, VICTIM, Teller, bare, blame, certificate, done, quorum
+from whimbrel_protocol.errors import Code
+from whimbrel_protocol.messages import U2, Quorum, Survivors, VoteKind
+from whimbrel_protocol.rules import bitmap
 
 ALL = frozenset(range(N))
 FIVE = [0, 1, 3, 4, 6]

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from whimbrel_lab.bad_vectors.book import GOOD, Book
+from whimbrel_lab.bad_vectors.scene import secret
 from whimbrel_protocol import delta, wire
 from whimbrel_protocol import messages as m
 from whimbrel_protocol.errors import Code
 from whimbrel_protocol.messages import Message
-
-from whimbrel_lab.bad_vectors.book import GOOD, Book
-from whimbrel_lab.bad_vectors.scene import secret
 
 # Contents that occur nowhere else in a message, so that one field can be found in its bytes.
 HASH, OTHER_HASH, SIGNATURE, SIXTEEN = secret("hash"), secret("other hash"), secret("a") + secret("b"), secret("id")[:16]

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
+from whimbrel_lab.bad_vectors.book import GOOD, Book
+from whimbrel_lab.bad_vectors.scene import FLEET, LANE, NOW, PLAN_SIGNER, ROOT, SPEC, identity, join, policy, secret, signer
 from whimbrel_protocol.errors import Code
 from whimbrel_protocol.objects import CertificateRequest, CheckInBody, Params, VectorSpec
 from whimbrel_protocol.packing import pack
 from whimbrel_protocol.signed import Plan, VersionHeader
-
-from whimbrel_lab.bad_vectors.book import GOOD, Book
-from whimbrel_lab.bad_vectors.scene import FLEET, LANE, NOW, PLAN_SIGNER, ROOT, SPEC, identity, join, policy, secret, signer
 
 ORDER = 2**252 + 27742317777372353535851937790883648493
 PRIME = 2**255 - 19

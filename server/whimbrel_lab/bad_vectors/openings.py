@@ -6,11 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from whimbrel_protocol.errors import Code
-from whimbrel_protocol.messages import Open
-from whimbrel_protocol.objects import JoinEntry, Params
-from whimbrel_protocol.primitives import SigningKey
-
 from whimbrel_lab.bad_vectors.book import GOOD, Book
 from whimbrel_lab.bad_vectors.scene import (
     FLEET,
@@ -28,6 +23,10 @@ from whimbrel_lab.bad_vectors.scene import (
     seed,
 )
 from whimbrel_lab.bad_vectors.stories import ENDED, OTHER, VICTIM, Teller, told
+from whimbrel_protocol.errors import Code
+from whimbrel_protocol.messages import Open
+from whimbrel_protocol.objects import JoinEntry, Params
+from whimbrel_protocol.primitives import SigningKey
 
 SKEW = 600
 T = 5  # of seven members, one corrupt: floor((7 + 1) / 2) + 1

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
+
 from whimbrel_kernels import ring_add
 from whimbrel_protocol.collector import Collector
 from whimbrel_protocol.layout import Signed

@@ -6,14 +6,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from whimbrel_lab.bad_vectors.book import GOOD, Book
+from whimbrel_lab.bad_vectors.scene import SPEC, N, Window
+from whimbrel_lab.bad_vectors.stories import bare
 from whimbrel_protocol.collector import Collector
 from whimbrel_protocol.errors import Code
 from whimbrel_protocol.messages import CanaryMasks, MaskedHead, Shares, Unmask, Vote, VoteKind
 from whimbrel_protocol.transcript import shares_body, vote_body
-
-from whimbrel_lab.bad_vectors.book import GOOD, Book
-from whimbrel_lab.bad_vectors.scene import SPEC, N, Window
-from whimbrel_lab.bad_vectors.stories import bare
 
 LAST = N - 1
 SHARE, MASK, VOTE, ABORTING, ABORTED = "share", "mask", "vote", "aborting", "aborted"

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from whimbrel_lab.bad_vectors.book import Book
+from whimbrel_lab.bad_vectors.scene import LANE, NOW, ROOT, SPEC, Window, policy, rho
 from whimbrel_protocol.errors import Code
 from whimbrel_protocol.member import Identity
 from whimbrel_protocol.messages import U2, Open, Quorum, Survivors
 from whimbrel_protocol.signed import Policy
-
-from whimbrel_lab.bad_vectors.book import Book
-from whimbrel_lab.bad_vectors.scene import LANE, NOW, ROOT, SPEC, Window, policy, rho
 
 VICTIM, OTHER = 2, 4
 ENDED = "ended"

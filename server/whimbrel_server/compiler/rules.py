@@ -3,7 +3,7 @@
 `RULES[op](node, *gradients)` gets the gradient of each output (None where no gradient arrives) and returns
 one gradient or None per input, about a line an operator. A rule may return any gradient whose shape
 broadcasts with its operand's: `fit` is the only place that undoes broadcasting. Rules of sliding-window
-operators are in `windows.py`.
+operators are in `live.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence

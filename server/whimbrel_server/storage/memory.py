@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import Any
 
 from whimbrel_protocol.errors import Code, RuleError
-
 from whimbrel_server.storage import records
 from whimbrel_server.storage.records import (
     AssignmentRecord,
@@ -36,6 +35,7 @@ class MemoryRounds:
     def __init__(self) -> None:
         self._policies: dict[int, bytes] = {}
         self._devices: dict[bytes, DeviceRecord] = {}
+        self._joins: dict[bytes, tuple[int, bytes]] = {}
         self._tasks: dict[str, TaskRecord] = {}
         self._versions: dict[str, list[VersionRecord]] = defaultdict(list)
         self._assignments: dict[bytes, AssignmentRecord] = {}
@@ -62,6 +62,12 @@ class MemoryRounds:
         self._devices[device] = replace(
             known, certificate=certificate, app_version=app_version, protocol=protocol, last_seen=now
         )
+
+    async def count_join(self, device: bytes, seq: int, entry: bytes) -> None:
+        known = self._joins.get(device)
+        if known is not None and seq <= known[0] and known != (seq, entry):
+            raise records.rolled_back(seq, known[0])
+        self._joins[device] = seq, entry
 
     async def devices(self, after: bytes = b"", limit: int = 1000) -> list[DeviceRecord]:
         return [self._devices[device] for device in sorted(self._devices) if device > after][:limit]

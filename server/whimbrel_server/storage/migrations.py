@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
+
 from whimbrel_protocol.errors import Code, RuleError
 
 migrations = Migrations("whimbrel_server")

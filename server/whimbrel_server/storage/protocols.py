@@ -36,6 +36,12 @@ class Rounds(Protocol):
     async def seen(self, device: bytes, certificate: bytes, app_version: str, protocol: int, now: float) -> None:
         """Note that a device showed itself."""
 
+    async def count_join(self, device: bytes, seq: int, entry: bytes) -> None:
+        """Note a device's join entry with its counter.
+
+        Raises STATE_ROLLED_BACK for another entry than the last one with a counter that is not above the highest ever seen.
+        """
+
     async def devices(self, after: bytes = b"", limit: int = 1000) -> list[DeviceRecord]:
         """Devices with an id above `after`, ascending."""
 

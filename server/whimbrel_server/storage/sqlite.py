@@ -7,6 +7,7 @@ shape of the tables in `migrations.py`. Reading goes past the writer: readers ha
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import sqlite3
 import threading
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from whimbrel_protocol.errors import Code, RuleError
-
 from whimbrel_server.storage import records
 from whimbrel_server.storage.migrations import migrate
 from whimbrel_server.storage.records import (
@@ -115,6 +115,9 @@ class SqliteRounds:
             " last_seen = excluded.last_seen",
             *(device, certificate, app_version, protocol, now, now),
         )
+
+    async def count_join(self, device: bytes, seq: int, entry: bytes) -> None:
+        await self._writer.run(lambda db: _count_join(db, device, seq, hashlib.sha256(entry).digest()))
 
     async def devices(self, after: bytes = b"", limit: int = 1000) -> list[DeviceRecord]:
         return await self._rows(DeviceRecord, "SELECT * FROM devices WHERE device > ? ORDER BY device LIMIT ?", after, limit)
@@ -295,6 +298,16 @@ def _advance(db: sqlite3.Connection, tau0: bytes, verb: str, columns: Mapping[st
     columns = {"state": records.next_state(verb, _state(db, tau0)), **columns}
     assignments = ", ".join(f"{name} = ?" for name in columns)
     db.execute(f"UPDATE windows SET {assignments} WHERE tau0 = ?", (*columns.values(), tau0))  # noqa: S608
+
+
+def _count_join(db: sqlite3.Connection, device: bytes, seq: int, sha256: bytes) -> None:
+    row = db.execute("SELECT seq, entry_sha256 FROM joins WHERE device = ?", (device,)).fetchone()
+    known = (int.from_bytes(row["seq"], "big"), row["entry_sha256"]) if row else None
+    if known is not None and seq <= known[0]:
+        if known != (seq, sha256):
+            raise records.rolled_back(seq, known[0])
+        return
+    db.execute("INSERT OR REPLACE INTO joins VALUES (?, ?, ?)", (device, seq.to_bytes(8, "big"), sha256))
 
 
 def _log(db: sqlite3.Connection, tau0: bytes, event: EventRecord) -> None:

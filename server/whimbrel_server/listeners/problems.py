@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Middleware
+
 from whimbrel_protocol import wire
 from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_protocol.messages import Failure

@@ -10,11 +10,11 @@ import logging
 from typing import Any
 
 import aiohttp
+
 from whimbrel_protocol import messages as m
 from whimbrel_protocol import wire
 from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_protocol.objects import Certificate
-
 from whimbrel_server.coordinator import Coordinator
 
 logger = logging.getLogger("whimbrel.enrolment")

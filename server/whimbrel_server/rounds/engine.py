@@ -15,8 +15,7 @@ from typing import Protocol
 
 from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.signed import Policy
-
-from whimbrel_server.events import (
+from whimbrel_server.rounds.events import (
     Assign,
     CheckInAnswer,
     Effect,
@@ -31,9 +30,9 @@ from whimbrel_server.events import (
     TaskView,
     Waiting,
 )
-from whimbrel_server.pace import Sleepers, come_back
-from whimbrel_server.task_run import Assignment, ClosedWindow, Ready, TaskRun, TaskState, Verdict
-from whimbrel_server.timers import Timers
+from whimbrel_server.rounds.pace import Sleepers, come_back
+from whimbrel_server.rounds.task_run import Assignment, ClosedWindow, Ready, TaskRun, TaskState, Verdict
+from whimbrel_server.rounds.timers import Timers
 
 # An entry must stand this long after its window opened (masking protocol, section 1.9).
 ENTRY_MARGIN_S = 60.0

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import hdrs, web
-from whimbrel_protocol.errors import Code, ProtocolError
 
-from whimbrel_server.problems import Answer
+from whimbrel_protocol.errors import Code, ProtocolError
+from whimbrel_server.listeners.problems import Answer
 
 logger = logging.getLogger("whimbrel.http")
 

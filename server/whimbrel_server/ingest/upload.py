@@ -15,11 +15,11 @@ from functools import partial
 from typing import TypeVar
 
 from aiohttp import StreamReader
+
 from whimbrel_kernels import ring_add
 from whimbrel_protocol.errors import Code, ProtocolError
-
-from whimbrel_server.staging import StagedVector, Staging
-from whimbrel_server.workers import Worker
+from whimbrel_server.ingest.staging import StagedVector, Staging
+from whimbrel_server.ingest.workers import Worker
 
 T = TypeVar("T")
 WORD = 8

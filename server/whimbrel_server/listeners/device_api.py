@@ -14,21 +14,22 @@ from functools import partial
 from typing import Any
 
 from aiohttp import hdrs, web
+
 from whimbrel_protocol import messages as m
 from whimbrel_protocol import wire
 from whimbrel_protocol.errors import Code, ProtocolError, RuleError
-
-from whimbrel_server import bodies, ended
-from whimbrel_server.bodies import RECEIVED
 from whimbrel_server.config import Limits
 from whimbrel_server.coordinator import Coordinator
-from whimbrel_server.enrolment import Enrolment
-from whimbrel_server.hot_blobs import HotBlobs
-from whimbrel_server.listener import note_request, when_lost
-from whimbrel_server.metrics import METRICS, Metrics, counted
-from whimbrel_server.problems import errors_as, failure, nowhere, numbered
+from whimbrel_server.listeners import bodies
+from whimbrel_server.listeners.bodies import RECEIVED
+from whimbrel_server.listeners.enrolment import Enrolment
+from whimbrel_server.listeners.hot_blobs import HotBlobs
+from whimbrel_server.listeners.listener import note_request, when_lost
+from whimbrel_server.listeners.metrics import METRICS, Metrics, counted
+from whimbrel_server.listeners.problems import errors_as, failure, nowhere, numbered
 from whimbrel_server.storage.records import WindowRecord
-from whimbrel_server.windows import LiveWindow, Posted
+from whimbrel_server.windows import ended
+from whimbrel_server.windows.live import LiveWindow, Posted
 
 OCTETS = "application/octet-stream"
 PHASES_POSTED: dict[str, type] = {

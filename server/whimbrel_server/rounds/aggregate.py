@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
+
 from whimbrel_protocol import delta, wire
 from whimbrel_protocol.delta import Lattice
 from whimbrel_protocol.encoding import Encoding, Total, mean_metrics, mean_update
 from whimbrel_protocol.errors import Code, RuleError, WireError
 from whimbrel_protocol.messages import ModelDelta
 from whimbrel_protocol.signed import CHAIN_START, chain_next
-
 from whimbrel_server.settings import TaskSettings
 
 Float64 = npt.NDArray[np.float64]

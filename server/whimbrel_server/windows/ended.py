@@ -1,6 +1,6 @@
 """Windows that are no longer in memory: what their members still get, for as long as certificates are kept.
 
-What belongs here: answers from a window's record. What does not: windows that run (`windows.py`).
+What belongs here: answers from a window's record. What does not: windows that run (`live.py`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from whimbrel_protocol import messages as m
 from whimbrel_protocol import wire
 from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.objects import JoinEntry
-
 from whimbrel_server.storage.records import CERTIFICATE_S, WindowRecord
 
 # The votes that a window lacks come when their devices do: nobody need ask often.

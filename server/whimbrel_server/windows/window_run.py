@@ -42,10 +42,9 @@ from whimbrel_protocol.messages import (
 )
 from whimbrel_protocol.rules import bitmap
 from whimbrel_protocol.window import Discarded, Outcome, ServerState, Shortage
-
 from whimbrel_server.settings import WindowLimits
 from whimbrel_server.storage.records import EventRecord
-from whimbrel_server.window_effects import (
+from whimbrel_server.windows.window_effects import (
     Blamed,
     Closed,
     FixAbort,

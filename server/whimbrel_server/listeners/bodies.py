@@ -1,7 +1,7 @@
 """Reading small request bodies: length and type are judged before the first byte, time and size are bounded.
 
 What belongs here: what both listeners do with a body before anybody looks into it. What does not: masked vectors
-(`ingest.py`).
+(`upload.py`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 
 from aiohttp import hdrs, web
+
 from whimbrel_protocol.errors import Code, ProtocolError
 
 # Bytes of the request's body that were read; the metrics middleware counts them for the route.

@@ -13,11 +13,10 @@ from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.messages import MaskedHead, Shares, Unmask, Vote, VoteKind
 from whimbrel_protocol.objects import VectorSpec
 from whimbrel_protocol.rules import bitmap
-
 from whimbrel_server.settings import WindowLimits
 from whimbrel_server.storage.records import EventRecord, WindowRecord
-from whimbrel_server.window_effects import WindowEffect
-from whimbrel_server.window_run import WindowRun
+from whimbrel_server.windows.window_effects import WindowEffect
+from whimbrel_server.windows.window_run import WindowRun
 
 
 def restore(

@@ -11,12 +11,11 @@ from typing import Any
 from whimbrel_protocol.objects import Certificate, Params
 from whimbrel_protocol.rules import members_of
 from whimbrel_protocol.signed import VersionHeader
-
-from whimbrel_server import ended
-from whimbrel_server.events import TaskView
 from whimbrel_server.fleet import Fleet
+from whimbrel_server.rounds.events import TaskView
 from whimbrel_server.storage.records import BlameRecord, DeviceRecord, TaskRecord, VersionRecord, WindowRecord
-from whimbrel_server.windows import LiveWindow
+from whimbrel_server.windows import ended
+from whimbrel_server.windows.live import LiveWindow
 
 View = dict[str, Any]
 

@@ -13,8 +13,7 @@ from enum import Enum
 from math import ceil
 
 from whimbrel_protocol.signed import Policy
-
-from whimbrel_server.pace import DropOut, over_select
+from whimbrel_server.rounds.pace import DropOut, over_select
 from whimbrel_server.settings import SPARE, TaskSettings, may_open, room
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from whimbrel_protocol.blame import Fault, FaultKind
-
 from whimbrel_server.config import Quarantine
 from whimbrel_server.storage.records import BlameRecord
 

@@ -13,20 +13,20 @@ from dataclasses import dataclass
 from math import ceil
 
 from aiohttp import StreamReader
+
 from whimbrel_protocol import messages as m
 from whimbrel_protocol.blame import Fault
 from whimbrel_protocol.errors import Code, ProtocolError, RuleError
-
-from whimbrel_server import quarantine
-from whimbrel_server import window_effects as effects
 from whimbrel_server.config import Keep, Quarantine
-from whimbrel_server.ingest import WORD, Accumulator, Pace, Upload
-from whimbrel_server.metrics import Metrics
-from whimbrel_server.staging import Staging
+from whimbrel_server.ingest.staging import Staging
+from whimbrel_server.ingest.upload import WORD, Accumulator, Pace, Upload
+from whimbrel_server.ingest.workers import Worker
+from whimbrel_server.listeners.metrics import Metrics
+from whimbrel_server.rounds import quarantine
 from whimbrel_server.storage.protocols import Blobs, Rounds, Signal
 from whimbrel_server.storage.records import BlameRecord, WindowOutcome
-from whimbrel_server.window_run import Phase, WindowRun
-from whimbrel_server.workers import Worker
+from whimbrel_server.windows import window_effects as effects
+from whimbrel_server.windows.window_run import Phase, WindowRun
 
 logger = logging.getLogger("whimbrel.windows")
 

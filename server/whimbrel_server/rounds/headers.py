@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+
 from whimbrel_protocol.encoding import WITHIN_CLIP, metric_lanes, scale_for
 from whimbrel_protocol.messages import Metric
 from whimbrel_protocol.objects import VectorSpec
 from whimbrel_protocol.signed import VersionHeader
-
 from whimbrel_server.settings import TaskSettings
 
 # Without weights there is one bit for the weight of one; examples as weights get sixteen.

@@ -1,6 +1,6 @@
 """Where an upload waits until it is whole: bounded blocks of memory that go around, and files beyond the budget.
 
-What belongs here: memory, files and their two budgets. What does not: HTTP, hashes and sums (`ingest.py`). One event loop
+What belongs here: memory, files and their two budgets. What does not: HTTP, hashes and sums (`upload.py`). One event loop
 uses all of it; only `pieces` is read on a worker thread, when nothing is written any more.
 """
 

@@ -15,16 +15,16 @@ from typing import Any
 
 import msgspec
 from aiohttp import hdrs, web
-from whimbrel_protocol.errors import Code, ProtocolError
 
-from whimbrel_server import admin_views as views
-from whimbrel_server import bodies
+from whimbrel_protocol.errors import Code, ProtocolError
 from whimbrel_server.config import Limits
 from whimbrel_server.coordinator import Coordinator
-from whimbrel_server.hot_blobs import HotBlobs
-from whimbrel_server.listener import note_request
-from whimbrel_server.metrics import METRICS, Metrics
-from whimbrel_server.problems import Handler, errors_as, nowhere, problem
+from whimbrel_server.listeners import admin_views as views
+from whimbrel_server.listeners import bodies
+from whimbrel_server.listeners.hot_blobs import HotBlobs
+from whimbrel_server.listeners.listener import note_request
+from whimbrel_server.listeners.metrics import METRICS, Metrics
+from whimbrel_server.listeners.problems import Handler, errors_as, nowhere, problem
 from whimbrel_server.settings import TaskSettings
 
 OCTETS = "application/octet-stream"

@@ -14,8 +14,8 @@ from typing import Any
 
 from aiohttp import web
 
-from whimbrel_server.bodies import RECEIVED
-from whimbrel_server.problems import Handler
+from whimbrel_server.listeners.bodies import RECEIVED
+from whimbrel_server.listeners.problems import Handler
 
 
 class Metrics:

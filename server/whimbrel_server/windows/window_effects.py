@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from whimbrel_protocol.blame import Fault
-
 from whimbrel_server.storage.records import EventRecord
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from whimbrel_protocol.signed import Policy
-
+from whimbrel_server.rounds.task_run import Assignment, ClosedWindow
 from whimbrel_server.settings import TaskSettings
-from whimbrel_server.task_run import Assignment, ClosedWindow
 
 # --- effects ----------------------------------------------------------------------------------------------------------
 
