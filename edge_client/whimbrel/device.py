@@ -98,6 +98,7 @@ class Device:
         self.come_back_s = 0
         self.in_window = False
         self.renew_after = 0.0
+        self.rendezvous = 0.0  # when windows open next, as far as the server told
         self._token, self._token_until, self._server_ahead_s = "", 0.0, 0.0
 
     # --- what it goes by ------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from whimbrel_protocol.primitives import sha256
 from whimbrel_protocol.spent import SpentRecord, Verdict, verify_certificate
 
 ENTRY_LIFE_S = 14 * 60  # a server admits at most 15 minutes
+RENDEZVOUS_MOST_S = 86_400  # no server has a device sign further ahead
 ENTRY_REST_S = 60  # an entry that lives no longer opens no window
 CERTIFICATE_LIFE_S = 30 * DAY_S  # how long a server keeps certificates
 CONTRIBUTIONS_KEPT = 1000
@@ -134,7 +135,7 @@ def _join(device: Device, prepared: Prepared) -> Script[Seat]:
         root=device.settings.root,
         rho=device.entropy(32),
         seq=seq,
-        expires=device.server_now + ENTRY_LIFE_S,
+        expires=device.server_now + int(max(0.0, device.rendezvous - device.now)) + ENTRY_LIFE_S,
     )
     record = replace(prepared.record, state=UpdateState.JOINED, lane=lane, tau0=b"", spent=None)
     yield from device.commit(replace(state, join_seq=seq).with_update(record))
@@ -182,6 +183,8 @@ def _await_open(seat: Seat) -> Script[Open | Outcome]:
     if code is Code.ENTRY_LANE:  # the version is trained on, under a newer policy: hear of it and join that lane
         yield from device.check_in()
         return Outcome.AGAIN
+    if code is Code.ENTRY_SHORT_LIVED and isinstance(joined, Failure):
+        device.rendezvous = device.now + min(joined.come_back_s, RENDEZVOUS_MOST_S)
     if code in (Code.UNKNOWN_TICKET, Code.UNREACHABLE, Code.ENTRY_SHORT_LIVED):
         return Outcome.AGAIN
     raise Refused(joined)

@@ -180,10 +180,11 @@ class Code(IntEnum):
 
 
 class ProtocolError(Exception):
-    """Anything that the contract has a number for."""
+    """Anything that the contract has a number for; `come_back_s`: when the same may succeed, seconds from now (0: unknown)."""
 
-    def __init__(self, code: Code, detail: str = "") -> None:
+    def __init__(self, code: Code, detail: str = "", come_back_s: int = 0) -> None:
         self.code = code
+        self.come_back_s = come_back_s
         self.detail = detail or code.title
         super().__init__(f"error {int(code)} ({code.name.lower()}): {self.detail}")
 

@@ -30,13 +30,14 @@ def check_entry(
     """What a server demands of an entry at JOIN: all that its peers will, with no tolerance and some life left.
 
     Certificates must be valid from ten minutes ago to ten minutes ahead, so that no peer's clock refuses them; the
-    entry lives at least a minute more and at most 15 minutes past `rendezvous` (by default: now). Raises WireError or
+    entry lives at least a minute and at most 15 minutes past `rendezvous` (by default: now). Raises WireError or
     RuleError.
     """
     entry = JoinEntry.decode(data)
     check_entry_terms(entry, Terms(fleet, lane, policy, root, now, -SKEW_S), "at JOIN")
-    latest = (now if rendezvous is None else rendezvous) + ENTRY_LIFE_S
-    demand(now + ENTRY_LEAST_LIFE_S <= entry.expires <= latest, Code.ENTRY_SHORT_LIVED)
+    opens = now if rendezvous is None else rendezvous
+    demand(opens + ENTRY_LEAST_LIFE_S <= entry.expires <= opens + ENTRY_LIFE_S, Code.ENTRY_SHORT_LIVED)
+    demand(opens + SKEW_S <= entry.certificate.not_after, Code.ENTRY_CERTIFICATE_DATES)
     # An issuer that certified a mixed-order key must not stop every client whose library is stricter than this one.
     demand(in_prime_subgroup(entry.certificate.public_key), Code.WEAK_KEY)
     demand(all_distinct(window_keys([entry])), Code.ROSTER_KEYS)

@@ -348,7 +348,8 @@ class Coordinator:
         """Take a device's join entry. Raises STALE_VERSION, NOT_YOURS, or the number of what a member would refuse.
 
         ENTRY_LANE tells a device that knows an older policy to check in and join again: its assignment goes on.
-        STATE_ROLLED_BACK tells one that its counter went back.
+        STATE_ROLLED_BACK tells one that its counter went back,
+        ENTRY_SHORT_LIVED with a time to come back that an entry must live until that rendezvous.
         """
         self.engine.assignment(message.assignment, device)
         # Before all that belongs to one moment of lanes and policy, because it waits for the disk.
@@ -356,13 +357,23 @@ class Coordinator:
         now = self.now()
         assignment = self.engine.assignment(message.assignment, device)
         lane = self.catalogue.task(assignment.task).lane(self.fleet.policy_bytes)
-        entry = check_entry(message.entry, self.fleet.id, lane, self.fleet.policy, self.fleet.root, int(now))
+        entry = self._check_entry(message.entry, lane, now, self.engine.rendezvous(assignment.task, now))
         if entry.device != device:
             raise RuleError(Code.NOT_YOURS, "the entry names another device than the token")
         joining = Joining(device, entry.seq, float(entry.expires), message.entry)
         answer, effects = self.engine.join(message.assignment, joining, now)
         await self.carry_out(effects)
         return m.Joined(answer.ticket, round(answer.come_back_s))
+
+    def _check_entry(self, data: bytes, lane: bytes, now: float, rendezvous: float | None) -> JoinEntry:
+        """Check an entry; one that does not live until the rendezvous is told how far that is."""
+        fleet, opens = self.fleet, None if rendezvous is None else int(rendezvous)
+        try:
+            return check_entry(data, fleet.id, lane, fleet.policy, fleet.root, int(now), opens)
+        except RuleError as error:
+            if error.code is Code.ENTRY_SHORT_LIVED and rendezvous is not None:
+                error.come_back_s = seconds(rendezvous - now)
+            raise
 
     async def ticket(self, device: bytes, ticket: bytes, wait_s: float) -> m.Open | m.Wait:
         """Return the OPEN of the window that an entry stands in, or a time to come back."""

@@ -30,6 +30,9 @@ WORD_BYTES = 8
 # The contract's greatest clip bound.
 CLIP_MOST = 2.0**40
 
+# A window's phases are over long before the next rendezvous.
+RENDEZVOUS_LEAST_S = 60.0
+
 # A window opens only if this many members more than expected may drop out of it (masking protocol, section 1.9).
 SPARE = 2
 
@@ -62,6 +65,9 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     have `window` members (K) or more. `rounds` is the number of versions to publish after the first (0: no end). An output ""
     is the model's only one; `train` are patterns of parameter names.
 
+    With `rendezvous_s` windows open only at multiples of it on the clock (Unix seconds), so that devices that are seldom online
+    meet: who joins is told when, sleeps without a connection, and returns. 0: as soon as enough are ready.
+
     An update is clipped to the L2 norm `clip` (0: not), rotated, and rounded to the lattice of `scale` steps a unit: a power of
     two, or 0 to let it follow from the clip bound. With a `clip_quantile` the bound moves from version to version towards that
     quantile of the norms, at most by a factor of `clip_span`. `weight_max` is the number of examples that gives full weight (0:
@@ -82,6 +88,7 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     assignment_deadline_s: Seconds = 900.0
     come_back_min_s: Seconds = 1.0
     come_back_max_s: Seconds = 3600.0
+    rendezvous_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
     expected_dropout: Fraction = 0.1
     expected_window_dropout: Fraction = 0.05
 
@@ -182,6 +189,7 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise RuleError(Code.CONFIGURATION, f"{self.contributions} contributions do not fill a window of {self.window}")
         if self.least_contributions > self.contributions:
             raise RuleError(Code.CONFIGURATION, "contributions_min is above contributions")
+        self._check_rendezvous()
         self._check_encoding()
         if not self.masked:
             raise RuleError(Code.CONFIGURATION, "windows without masks are not served: leave `masked` on")
@@ -189,6 +197,13 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             VectorSpec.make(self.bits, self.n_max, 1, 1.0, 1)
         except ProtocolError as error:
             raise RuleError(Code.CONFIGURATION, f"bits {self.bits} with n_max {self.n_max}: {error.detail}") from error
+
+    def _check_rendezvous(self) -> None:
+        if 0 < self.rendezvous_s < RENDEZVOUS_LEAST_S:
+            raise RuleError(Code.CONFIGURATION, f"rendezvous_s is below {RENDEZVOUS_LEAST_S:.0f}")
+        if self.rendezvous_s > min(self.round_deadline_s, self.assignment_deadline_s):
+            reason = "round_deadline_s and assignment_deadline_s must reach from one rendezvous to the next"
+            raise RuleError(Code.CONFIGURATION, f"rendezvous_s is {self.rendezvous_s}: {reason}")
 
     def _check_encoding(self) -> None:
         if self.scale and frexp(self.scale)[0] != 0.5:

@@ -176,7 +176,7 @@ class FakeServer:
                 self.calls.append((f"{method} {path.rsplit('/', 1)[-1]}", bytes.fromhex(token)))
             answer = self._route(method, path.strip("/").split("/")[1:], message, bytes.fromhex(token))
         except ProtocolError as error:
-            answer = m.Failure(int(error.code), error.detail)
+            answer = m.Failure(int(error.code), error.detail, error.come_back_s)
         self.tick()
         return wire.decode(wire.encode(answer), type(answer))
 

@@ -14,6 +14,7 @@ from whimbrel.actions import Ask, Fetch, Send, Sleep, Train
 from whimbrel.device import Stage
 from whimbrel.device_policy import DevicePolicy
 from whimbrel.records import UpdateState
+from whimbrel_protocol import forming
 from whimbrel_protocol import messages as m
 from whimbrel_protocol.errors import Code, RuleError
 from whimbrel_protocol.objects import Certificate, CertificateRequest, JoinEntry, Params
@@ -457,3 +458,36 @@ def test_what_was_left_by_a_dead_process_is_kept_until_a_certificate_or_thirty_d
     device.start()
     fleet.run_until(lambda: not device.state.updates)
     assert device.state.task(TASK).contributed_to(1, spent.model_hash), "given up, it counts as contributed: never repeated"
+
+
+# --- rendezvous -------------------------------------------------------------------------------------------------------
+
+
+def test_a_device_signs_for_the_rendezvous_and_sleeps_until_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet, server, device = one()
+    plain, meets = server._join, int(server.clock()) + 2000
+
+    def join(message: m.Join, who: bytes) -> m.Joined:
+        left = meets - int(server.clock())
+        if JoinEntry.decode(message.entry).expires < meets + 60:
+            raise RuleError(Code.ENTRY_SHORT_LIVED, come_back_s=left)
+        monkeypatch.setattr(forming, "ENTRY_LIFE_S", left + forming.ENTRY_LIFE_S)
+        return m.Joined(plain(message, who).ticket, left)
+
+    monkeypatch.setattr(server, "_join", join)
+    fleet.run_until(lambda: bool(sent(device, "/v1/joins/")), limit_s=3000)
+    first, second = joined(device)
+    assert first.expires < meets < second.expires <= meets + 15 * 60
+    assert second.seq == first.seq + 1 and second.mask_key != first.mask_key, "another entry has other keys"
+    assert server.clock() >= meets, "and there was no call before"
+
+
+def test_no_server_has_a_device_sign_far_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet, server, device = one()
+
+    def join(message: m.Join, who: bytes) -> m.Joined:
+        raise RuleError(Code.ENTRY_SHORT_LIVED, come_back_s=20 * 86_400)
+
+    monkeypatch.setattr(server, "_join", join)
+    fleet.run_until(lambda: len(joined(device)) > 1)
+    assert joined(device)[1].expires <= server.clock() + DAY + 15 * 60

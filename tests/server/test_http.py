@@ -258,6 +258,31 @@ async def test_a_join_counter_that_goes_back_is_refused_also_after_a_restart(tmp
         assert (await device.join()).ticket
 
 
+async def test_a_rendezvous_is_told_and_the_entry_must_reach_it(tmp_path: Path) -> None:
+    # Of two periods the one whose next multiple is further away: hours.
+    period = max((86_400, 80_000), key=lambda each: each - time() % each)
+    deadlines = {"round_deadline_s": 90_000, "assignment_deadline_s": 90_000}
+    world = await World.make(tmp_path)
+    async with world.serving() as (_, operator, (device, *_rest)):
+        await operator.start_task(rendezvous_s=period, **deadlines)
+        await device.train()
+        left = int(period - time() % period)
+        certificate = device.certificate
+        device.certificate = lambda **changes: certificate(**{"not_after": int(time()) + 200_000, **changes})  # type: ignore[method-assign]
+        for lasts in (600, left + 30, left + 1000):
+            with pytest.raises(Refused) as caught:
+                await device.join(lasts)
+            assert caught.value.number is Code.ENTRY_SHORT_LIVED
+        joined = await device.join(left + 600)
+        assert left - 5 <= joined.come_back_s <= left + 1
+        waits = await device.call("GET", f"/v1/joins/{joined.ticket.hex()}")
+        assert left - 5 <= waits.come_back_s <= left + 1
+        device.certificate = lambda **changes: certificate(**{"not_after": int(time()) + left, **changes})  # type: ignore[method-assign]
+        with pytest.raises(Refused) as caught:
+            await device.join(left + 600)
+        assert caught.value.number is Code.ENTRY_CERTIFICATE_DATES
+
+
 async def test_no_device_can_act_for_another(tmp_path: Path) -> None:
     world = await World.make(tmp_path)
     async with world.serving() as (server, operator, devices):

@@ -38,7 +38,7 @@ _RETRY_AFTER = {Code.BUSY: 5, Code.STORAGE_FULL: 60, Code.ENROLMENT_DOWN: 30, Co
 
 def failure(error: ProtocolError) -> web.Response:
     """Return the no of the device listener."""
-    wait = _RETRY_AFTER.get(error.code, 0)
+    wait = error.come_back_s or _RETRY_AFTER.get(error.code, 0)
     detail = error.detail.encode(errors="replace")[:1000].decode(errors="ignore")
     body = wire.encode(Failure(int(error.code), detail, wait))
     return web.Response(body=body, status=error.code.http, content_type=wire.CONTENT_TYPE, headers=_headers(wait))

@@ -97,6 +97,8 @@ class Engine:
                 self._seat(task, assignment, now)
         for running in start.open_windows:
             task.open(running.window_id, running.devices)
+        if task.settings.rendezvous_s:
+            self._timers.at(task.next_rendezvous(now), self._rendezvous, task)
         return self.tick(now) + self._consider(task, now)
 
     def set_policy(self, policy: Policy, now: float) -> list[Effect]:
@@ -271,6 +273,11 @@ class Engine:
             raise RuleError(Code.OUT_OF_TURN, f"an entry with the counter {known.seq} came before {joining.seq}")
         return None
 
+    def rendezvous(self, task_name: str, now: float) -> float | None:
+        """When the task's windows may open next, Unix seconds; None where they open at any time."""
+        task = self._tasks[task_name]
+        return task.next_rendezvous(now) if task.settings.rendezvous_s else None
+
     def ticket(self, ticket: bytes, device: bytes, now: float) -> Waiting | Opened:
         """What became of an entry. Raises UNKNOWN_TICKET (join again with fresh keys), STALE_VERSION, NOT_YOURS."""
         found = self._tickets.get(ticket)
@@ -290,7 +297,9 @@ class Engine:
 
     def _wait_for_window(self, task: TaskRun, ticket: bytes, now: float) -> float:
         wait = task.expected_wait(now) if self._tickets[ticket].window_id is None else 0.0
-        return 0.0 if wait <= POLL_S else wait / 2
+        if wait <= POLL_S:
+            return 0.0
+        return wait if task.settings.rendezvous_s else wait / 2
 
     def _late_but_alive(self, assignment: Assignment) -> None:
         """A device comes with its work done after its lane closed: it was slow, not lost."""
@@ -424,7 +433,7 @@ class Engine:
         return [effect for effects in self._timers.fire(now) for effect in effects]
 
     def _watch_deadline(self, task: TaskRun) -> None:
-        if task.deadline is not None:
+        if task.deadline is not None and not task.settings.rendezvous_s:  # else the first rendezvous after it sees to it
             self._timers.at(task.deadline, self._deadline_passes, task, task.deadline)
 
     def _deadline_passes(self, now: float, task: TaskRun, deadline: float) -> list[Effect]:
@@ -432,6 +441,23 @@ class Engine:
             return []
         task.overtime = True
         return self._consider(task, now)
+
+    def _rendezvous(self, now: float, task: TaskRun) -> list[Effect]:
+        """Open what windows the waiting devices fill; who could not be there at the next rendezvous has to join again."""
+        if task.state is TaskState.FINISHED:
+            return []
+        following = task.next_rendezvous(now)
+        self._timers.at(following, self._rendezvous, task)
+        if task.state is TaskState.RUNNING and task.deadline is not None and task.deadline <= now:
+            task.overtime = True
+        task.meeting = True
+        effects = self._consider(task, now)
+        task.meeting = False
+        for waiting in list(task.ready.values()):
+            if waiting.expires - ENTRY_MARGIN_S < following:
+                task.withdraw(waiting.device)
+                self._expire_if_due(task, waiting.device, now)
+        return effects
 
     def _assignment_expires(self, now: float, assignment: Assignment) -> list[Effect]:
         task = self._tasks[assignment.task]

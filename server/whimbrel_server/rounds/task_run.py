@@ -91,10 +91,12 @@ class TaskRun:
     overtime: bool = False
     round_s: float = 0.0
     joins: int = 0
+    meeting: bool = field(init=False)  # whether windows may open at this moment
     dropout: DropOut = field(init=False)
     window_dropout: DropOut = field(init=False)
 
     def __post_init__(self) -> None:
+        self.meeting = not self.settings.rendezvous_s
         self.dropout = DropOut(self.settings.expected_dropout)
         self.window_dropout = DropOut(self.settings.expected_window_dropout)
         self.round_s = self.settings.round_deadline_s
@@ -146,7 +148,7 @@ class TaskRun:
         """
         need = self._need()
         waiting = self._waiting()
-        if self.state is not TaskState.RUNNING or need <= 0 or not waiting:
+        if self.state is not TaskState.RUNNING or need <= 0 or not waiting or not self.meeting:
             return ()
         size = self.window_size(need)
         if self.overtime or self._nobody_else_comes(spare):
@@ -170,6 +172,8 @@ class TaskRun:
             return Verdict.GOES_ON
         if self.contributions >= self.settings.contributions:
             return Verdict.PUBLISH
+        if not self.meeting and self._waiting():
+            return Verdict.GOES_ON  # they wait for the next rendezvous
         over = self.overtime or self._nobody_else_comes(spare)
         if over and self.contributions >= self.settings.least_contributions:
             return Verdict.PUBLISH
@@ -187,8 +191,15 @@ class TaskRun:
         enough = may_open(left, self.policy, self.expected_loss) or left > self.policy.n_max
         return self.mishaps > 0 and not (enough and left + self.contributions >= self.settings.least_contributions)
 
+    def next_rendezvous(self, now: float) -> float:
+        """When windows may open next, for a task with rendezvous times: the first multiple after `now`, Unix seconds."""
+        period = self.settings.rendezvous_s
+        return (now // period + 1) * period
+
     def expected_wait(self, now: float) -> float:
         """Seconds until the next window is likely to open: at the pace of the joins so far, or at the deadline."""
+        if self.settings.rendezvous_s:
+            return self.next_rendezvous(now) - now
         missing = self.window_size(max(self._need(), 1.0)) - len(self.ready)
         if missing <= 0 or self.began is None or self.deadline is None or self.joins == 0:
             return 0.0
