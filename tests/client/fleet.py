@@ -56,13 +56,19 @@ class SimDevice:
         self.trained: dict[int, list[Any]] = {}
         self.measured: tuple[int, dict[str, float]] = (10, {})  # examples, and metrics by name
         self.deaths = 0
+        self.clock_ahead_s = 0.0
         self.actions: list[Action] = []
         self.life: Lifecycle
         self.start()
 
     def start(self) -> None:
         """Start, or start again, from the durable state."""
-        self.life = Lifecycle(self.settings, self.seed, self.state, self.rng.randbytes, self.fleet.now)
+        self.life = Lifecycle(self.settings, self.seed, self.state, self.rng.randbytes, self.now)
+
+    @property
+    def now(self) -> float:
+        """What its own clock says."""
+        return self.fleet.now + self.clock_ahead_s
 
     def step(self) -> float:
         """Perform actions until one takes time; return the seconds it took."""
@@ -73,11 +79,11 @@ class SimDevice:
                 self.start()
                 return self.rng.uniform(1.0, 20.0)
             if isinstance(action, Sleep):
-                wait = action.until - self.fleet.now
+                wait = action.until - self.now
                 if wait > 0:
                     return wait
             self.actions.append(action)
-            self.life.resume(self._perform(action), self.fleet.now)
+            self.life.resume(self._perform(action), self.now)
             if isinstance(action, Send | Fetch | Upload | Train):
                 return self.rng.uniform(0.01, 0.3)
 

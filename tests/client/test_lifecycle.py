@@ -61,6 +61,16 @@ def test_eight_devices_train_three_versions() -> None:
         assert all(len(updates) == 1 for updates in device.trained.values())
 
 
+def test_clocks_that_are_ten_minutes_off_meet_in_one_window() -> None:
+    fleet = Fleet(8, cohort=8)
+    for device in fleet.devices:
+        device.clock_ahead_s = (-590.0, 0.0, 590.0)[device.number % 3]
+        device.start()
+    fleet.run_until(lambda: fleet.server.version == 3)
+    assert_honest(fleet)
+    assert all(len(device.state.task("clouds").contributions) >= 1 for device in fleet.devices)
+
+
 def test_without_history_nothing_of_an_update_stays_on_the_device() -> None:
     fleet = Fleet(8, wanted=8)
     fleet.run_until(lambda: fleet.server.version == 2)

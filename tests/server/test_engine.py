@@ -253,6 +253,16 @@ class TestWindows:
             desk.done(windows[0])
             assert desk.take(Publish) == [Publish("digits", 2, (windows[0].window_id,))]
 
+    def test_windows_of_one_lane_run_side_by_side_and_end_in_any_order(self) -> None:
+        desk = Desk()
+        first, second = desk.windows(range(40))
+        assert first.version == second.version and not set(first.entries) & set(second.entries)
+        assert desk.engine.task("digits").open_windows == 2
+        desk.done(second)
+        assert not desk.take(Publish)
+        desk.done(first)
+        assert [each.windows for each in desk.take(Publish)] == [(second.window_id, first.window_id)]
+
     def test_members_of_an_aborted_window_join_again_and_the_lost_are_replaced(self) -> None:
         desk = Desk()
         assignments = desk.assign(range(60))
@@ -531,6 +541,8 @@ class TestSettings:
             ({"scale": 3000.0}, Code.CONFIGURATION),
             ({"bits": 8, "n_max": 1024}, Code.CONFIGURATION),
             ({"masked": False}, Code.CONFIGURATION),
+            ({"rendezvous_s": 30.0}, Code.CONFIGURATION),
+            ({"rendezvous_s": 700.0}, Code.CONFIGURATION),  # rounds last 600 s
             ({"window": 32, "n_max": 20}, Code.POLICY_UNSATISFIABLE),
             ({"window": 16, "expected_window_dropout": 0.9}, Code.POLICY_UNSATISFIABLE),
         ],

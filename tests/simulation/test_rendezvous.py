@@ -8,12 +8,12 @@ from contextlib import suppress
 from itertools import count
 
 import pytest
+
+from tests.protocol.world import policy
 from whimbrel_protocol.errors import RuleError
 from whimbrel_server.rounds.engine import Engine
 from whimbrel_server.rounds.events import Joining, Opened, OpenWindow, TaskStart
 from whimbrel_server.settings import TaskSettings
-
-from tests.protocol.world import policy
 
 PERIOD, ONLINE = 900.0, 120.0
 NAPPERS = 40
@@ -25,7 +25,7 @@ def task(rendezvous_s: float) -> TaskSettings:
 
 
 class Nap:
-    """Devices that are online for two minutes and then away, for a quarter of an hour or until the rendezvous that they are told."""
+    """Devices that are online for two minutes, then away for a quarter of an hour, or until the rendezvous they are told."""
 
     def __init__(self, rendezvous_s: float, seed: int) -> None:
         dice = random.Random(seed)
