@@ -119,7 +119,14 @@ def _be_certified(device: Device) -> Script[None]:
 
 def _be_assigned(device: Device) -> Script[Assigned | None]:
     """Check in; keep an assignment durably, unless this base was contributed to, or may have been."""
-    answer = yield from device.check_in()
+    try:
+        answer = yield from device.check_in()
+    except Refused as error:
+        if error.code is not Code.CERTIFICATE_REVOKED:
+            raise
+        # The epoch rose, and only a check-in tells the policy that says so: whoever was not meant gets a new certificate.
+        yield from device.renew()
+        answer = yield from device.check_in()
     offer, assigned = answer.assignment, None
     if offer is not None and not _counted(device, offer):
         assigned = Assigned(offer, device.now + offer.deadline_s)

@@ -351,19 +351,25 @@ class Coordinator:
         STATE_ROLLED_BACK tells one that its counter went back,
         ENTRY_SHORT_LIVED with a time to come back that an entry must live until that rendezvous.
         """
-        self.engine.assignment(message.assignment, device)
-        # Before all that belongs to one moment of lanes and policy, because it waits for the disk.
-        await self.services.rounds.count_join(device, JoinEntry.decode(message.entry).seq, message.entry)
-        now = self.now()
-        assignment = self.engine.assignment(message.assignment, device)
-        lane = self.catalogue.task(assignment.task).lane(self.fleet.policy_bytes)
-        entry = self._check_entry(message.entry, lane, now, self.engine.rendezvous(assignment.task, now))
-        if entry.device != device:
-            raise RuleError(Code.NOT_YOURS, "the entry names another device than the token")
+        entry = self._judged(device, message)
+        await self.services.rounds.count_join(device, entry.seq, message.entry)
+        # While the disk was written the lane may have closed, or a newer policy may have begun another.
+        now, assignment = self.now(), self.engine.assignment(message.assignment, device)
+        if entry.lane != self.catalogue.task(assignment.task).lane(self.fleet.policy_bytes):
+            raise RuleError(Code.ENTRY_LANE)
         joining = Joining(device, entry.seq, float(entry.expires), message.entry)
         answer, effects = self.engine.join(message.assignment, joining, now)
         await self.carry_out(effects)
         return m.Joined(answer.ticket, round(answer.come_back_s))
+
+    def _judged(self, device: bytes, message: m.Join) -> JoinEntry:
+        """Check an entry before anything of it is counted."""
+        now, assignment = self.now(), self.engine.assignment(message.assignment, device)
+        lane = self.catalogue.task(assignment.task).lane(self.fleet.policy_bytes)
+        entry = self._check_entry(message.entry, lane, now, self.engine.rendezvous(assignment.task, now))
+        if entry.device != device:
+            raise RuleError(Code.NOT_YOURS, "the entry names another device than the token")
+        return entry
 
     def _check_entry(self, data: bytes, lane: bytes, now: float, rendezvous: float | None) -> JoinEntry:
         """Check an entry; one that does not live until the rendezvous is told how far that is."""

@@ -17,6 +17,7 @@ from whimbrel.records import UpdateState
 from whimbrel_protocol import forming
 from whimbrel_protocol import messages as m
 from whimbrel_protocol.errors import Code, RuleError
+from whimbrel_protocol.messages import CheckedIn, CheckIn
 from whimbrel_protocol.objects import Certificate, CertificateRequest, JoinEntry, Params
 from whimbrel_protocol.primitives import SigningKey
 from whimbrel_protocol.signed import MASKED, UNMASKED_ALLOWED
@@ -238,6 +239,25 @@ def test_a_raised_epoch_means_renewing_before_anything_else() -> None:
     device.start()
     fleet.run_until(lambda: Certificate.decode(device.state.certificate).epoch == 3)
     assert len(sent(device, "/v1/renew")) == 1
+
+
+def test_a_device_that_hears_of_a_raised_epoch_by_a_refusal_renews_and_comes_back() -> None:
+    fleet, server, device = one()
+    fleet.run_until(lambda: device.life.stage is Stage.JOIN)
+    check_in = server._check_in
+
+    def strict(message: CheckIn) -> CheckedIn:
+        if Certificate.decode(message.certificate).epoch < 3:
+            raise RuleError(Code.CERTIFICATE_REVOKED)
+        return check_in(message)
+
+    server._check_in = strict  # type: ignore[method-assign]
+    server.make_policy(2, min_epoch=3)
+    device.state = replace(device.state, assigned=None)
+    device.start()
+    fleet.run_until(lambda: device.life.stage is Stage.JOIN)
+    assert len(sent(device, "/v1/renew")) == 1
+    assert Certificate.decode(device.state.certificate).epoch == 3
 
 
 def test_a_renewal_that_fails_does_not_stop_a_device_whose_certificate_still_holds() -> None:
