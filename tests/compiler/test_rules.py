@@ -3,119 +3,20 @@
 A case is one operator with all float operands trained; a rule or lowering without a case fails the suite.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
-
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.compiler.cases import CASES
+from tests.compiler.cases.case import Case
 from tests.compiler.evaluation import Array, directional_difference, in_double, reference, stock
-from whimbrel_server.compiler import reader, windows
-from whimbrel_server.compiler.rules import LOWERINGS, RULES, grad
+from whimbrel_server.compiler import reader
+from whimbrel_server.compiler.grad import grad
+from whimbrel_server.compiler.rules import LOWERINGS, RULES, windows
 
 EPS = 1e-6
 ACCEPT = 1e-5
-
-
-@dataclass(frozen=True)
-class Case:
-    """`operands`: shapes of trained float operands, arrays of constant ones, None for one left out."""
-
-    op: str
-    operands: tuple[Any, ...]
-    attrs: dict[str, Any] = field(default_factory=dict)
-    least: float = -1.0
-    opset: int = 20
-    wide: bool = False  # forces the convolution lowering for maps too large for the cache
-
-
-def ints(*numbers: int) -> Array:
-    return np.array(numbers, np.int64)
-
-
-CASES = {
-    "abs": Case("Abs", ([3, 4],)),
-    "add-broadcast": Case("Add", ([2, 1, 4], [3, 1])),
-    "add-scalar": Case("Add", ([], [2, 3])),
-    "average-pool-tiles": Case("AveragePool", ([2, 3, 4, 6],), {"kernel_shape": [2, 3], "strides": [2, 3]}),
-    "average-pool-overlap": Case("AveragePool", ([1, 2, 7, 6],), {"kernel_shape": [3, 2], "strides": [2, 1]}),
-    "average-pool-pads": Case(
-        "AveragePool", ([2, 2, 6, 5],), {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 0, 1, 2]}
-    ),
-    "average-pool-counts-pads": Case(
-        "AveragePool", ([1, 2, 5, 5],), {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}
-    ),
-    "average-pool-line": Case("AveragePool", ([2, 2, 9],), {"kernel_shape": [3], "pads": [1, 1], "dilations": [2]}),
-    "cast": Case("Cast", ([2, 3],), {"to": TensorProto.FLOAT}),
-    "conv": Case("Conv", ([2, 3, 6, 5], [4, 3, 3, 2], [4])),
-    "conv-stride-pads": Case("Conv", ([2, 2, 8, 7], [3, 2, 3, 3]), {"strides": [2, 3], "pads": [1, 0, 2, 1]}),
-    "conv-unreached-end": Case("Conv", ([1, 2, 8, 9], [3, 2, 2, 2]), {"strides": [3, 4]}),
-    "conv-dilated": Case("Conv", ([1, 2, 8, 8], [2, 2, 3, 2], [2]), {"dilations": [2, 3], "pads": [2, 1, 1, 2]}),
-    "conv-pointwise": Case("Conv", ([2, 3, 4, 4], [5, 3, 1, 1], [5])),
-    "conv-pointwise-narrowing": Case("Conv", ([2, 5, 4, 4], [3, 5, 1, 1])),
-    "conv-pointwise-stride": Case("Conv", ([2, 3, 5, 5], [4, 3, 1, 1]), {"strides": [2, 2]}),
-    "conv-grouped": Case("Conv", ([2, 4, 5, 5], [6, 2, 3, 3], [6]), {"group": 2, "strides": [2, 2]}),
-    "conv-depthwise": Case("Conv", ([2, 3, 6, 6], [3, 1, 3, 3]), {"group": 3, "pads": [1, 1, 1, 1]}),
-    "conv-same-upper": Case("Conv", ([1, 2, 6, 7], [2, 2, 3, 4]), {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
-    "conv-same-lower": Case("Conv", ([1, 2, 6, 7], [2, 2, 2, 4]), {"auto_pad": "SAME_LOWER"}),
-    "conv-valid": Case("Conv", ([1, 2, 6, 7], [2, 2, 2, 4]), {"auto_pad": "VALID"}),
-    "conv-line": Case("Conv", ([2, 3, 10], [4, 3, 3], [4]), {"strides": [2], "pads": [1, 1]}),
-    "conv-volume": Case("Conv", ([1, 2, 4, 4, 3], [2, 2, 2, 2, 2]), {"pads": [0, 1, 0, 0, 0, 1]}),
-    "conv-wide": Case("Conv", ([2, 16, 5, 5], [3, 16, 3, 2], [3]), {"pads": [1, 1, 1, 0]}, wide=True),
-    "conv-wide-stride": Case("Conv", ([1, 16, 7, 6], [2, 16, 2, 3]), {"strides": [2, 2]}, wide=True),
-    "div-broadcast": Case("Div", ([2, 3, 4], [3, 1]), least=0.5),
-    "dropout": Case("Dropout", ([2, 3],)),
-    "exp": Case("Exp", ([2, 3],)),
-    "expand": Case("Expand", ([3, 1], ints(2, 3, 4))),
-    "flatten": Case("Flatten", ([2, 3, 4],), {"axis": 1}),
-    "flatten-all": Case("Flatten", ([2, 3, 4],), {"axis": 3}),
-    "flatten-last": Case("Flatten", ([2, 3, 4],), {"axis": -1}),
-    "gather-elements": Case("GatherElements", ([3, 4], np.array([[1, 1], [3, 0], [2, 2]])), {"axis": 1}),
-    "gather-elements-rows": Case("GatherElements", ([3, 2], np.array([[2, 0]])), {"axis": -2}),
-    "gemm": Case("Gemm", ([2, 3], [3, 4], [4])),
-    "gemm-across": Case("Gemm", ([3, 2], [3, 4], [2, 1]), {"transA": 1, "alpha": 0.5, "beta": 2.0}),
-    "gemm-down": Case("Gemm", ([2, 3], [4, 3], []), {"transB": 1, "beta": -1.0}),
-    "gemm-both": Case("Gemm", ([3, 2], [4, 3]), {"transA": 1, "transB": 1, "alpha": -0.3}),
-    "global-average-pool": Case("GlobalAveragePool", ([2, 3, 4, 5],)),
-    "log": Case("Log", ([2, 3],), least=0.5),
-    "log-softmax": Case("LogSoftmax", ([2, 3, 4],), {"axis": 1}),
-    "matmul": Case("MatMul", ([2, 3], [3, 4])),
-    "matmul-rows": Case("MatMul", ([2, 5, 3], [3, 4])),
-    "matmul-batched": Case("MatMul", ([2, 1, 2, 3], [4, 3, 2])),
-    "matmul-wide-right": Case("MatMul", ([2, 3], [4, 3, 2])),
-    "matmul-vectors": Case("MatMul", ([3], [3])),
-    "matmul-vector-left": Case("MatMul", ([3], [2, 3, 4])),
-    "matmul-vector-right": Case("MatMul", ([2, 3], [3])),
-    "max-pool-tiles": Case("MaxPool", ([2, 3, 4, 6],), {"kernel_shape": [2, 3], "strides": [2, 3]}),
-    "max-pool-ragged": Case("MaxPool", ([1, 2, 5, 7],), {"kernel_shape": [2, 2], "strides": [2, 2]}),
-    "max-pool-overlap": Case("MaxPool", ([2, 2, 6, 6],), {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
-    "max-pool-line": Case("MaxPool", ([2, 2, 6],), {"kernel_shape": [2], "strides": [2]}),
-    "max-pool-same": Case("MaxPool", ([1, 2, 5, 5],), {"kernel_shape": [2, 2], "auto_pad": "SAME_UPPER"}),
-    "mul-broadcast": Case("Mul", ([2, 3, 4], [3, 1])),
-    "neg": Case("Neg", ([2, 3],)),
-    "reduce-max": Case("ReduceMax", ([3, 4, 2], ints(1)), {"keepdims": 0}),
-    "reduce-mean": Case("ReduceMean", ([3, 4, 2], ints(0, -1)), {"keepdims": 1}),
-    "reduce-mean-axes-attribute": Case("ReduceMean", ([3, 4, 2],), {"axes": [1], "keepdims": 0}, opset=13),
-    "reduce-min-all": Case("ReduceMin", ([3, 4],)),
-    "reduce-sum": Case("ReduceSum", ([3, 4, 2], ints(0, 2)), {"keepdims": 0}),
-    "reduce-sum-nothing": Case("ReduceSum", ([3, 4],), {"noop_with_empty_axes": 1}),
-    "relu": Case("Relu", ([3, 5],)),
-    "reshape": Case("Reshape", ([2, 3, 4], ints(0, -1))),
-    "sigmoid": Case("Sigmoid", ([2, 3],)),
-    "softmax": Case("Softmax", ([2, 3, 4],), {"axis": 1}),
-    "softmax-last": Case("Softmax", ([2, 3],)),
-    "softmax-old": Case("Softmax", ([2, 3, 4],), {"axis": 1}, opset=11),
-    "sqrt": Case("Sqrt", ([2, 3],), least=0.5),
-    "squeeze": Case("Squeeze", ([2, 1, 3], ints(1))),
-    "sub-broadcast": Case("Sub", ([4], [2, 3, 1])),
-    "sum": Case("Sum", ([2, 3], [3], [1])),
-    "tanh": Case("Tanh", ([2, 3],)),
-    "transpose": Case("Transpose", ([2, 3, 4],), {"perm": [2, 0, 1]}),
-    "transpose-default": Case("Transpose", ([2, 3, 4],)),
-    "unsqueeze": Case("Unsqueeze", ([2, 3], ints(0, 3))),
-}
 
 
 def test_every_rule_and_lowering_has_a_case() -> None:

@@ -15,10 +15,10 @@ from onnx import numpy_helper
 
 from whimbrel_server.compiler import metrics, optim
 from whimbrel_server.compiler.errors import CompileError
+from whimbrel_server.compiler.grad import grad
 from whimbrel_server.compiler.ir import OPSET, Array, Value
 from whimbrel_server.compiler.losses import LOSSES, without_activation
 from whimbrel_server.compiler.reader import Source, inline_functions, prepare, read, trainable_names, weights_of
-from whimbrel_server.compiler.rules import grad
 
 Role = Literal["data", "label", "weight", "param", "state", "anchor", "hyper", "metric"]
 

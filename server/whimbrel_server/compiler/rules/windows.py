@@ -13,6 +13,7 @@ import numpy as np
 
 from whimbrel_server.compiler.errors import Refusal
 from whimbrel_server.compiler.ir import Graph, Node, Value
+from whimbrel_server.compiler.rules.table import Lowering, Rule
 
 WIDE_CHANNELS = 16  # from here on one product per kernel tap beats collecting the patches ...
 PATCHES_IN_CACHE = 512 * 1024  # ... unless all patches together (floats) stay in the cache
@@ -257,3 +258,16 @@ def _repeat(value: Value, window: Window) -> Value:
     scales = value.graph.constant(np.array([1, 1, *window.kernel], np.float32))
     how = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
     return value.graph.op("Resize", value, None, scales, **how)
+
+
+RULES: dict[str, Rule] = {
+    "AveragePool": average_pool_gradients,
+    "Conv": convolution_gradients,
+    "MaxPool": max_pool_gradients,
+}
+
+LOWERINGS: dict[str, Lowering] = {
+    "AveragePool": lower_average_pool,
+    "Conv": lower_convolution,
+    "MaxPool": lower_max_pool,
+}
