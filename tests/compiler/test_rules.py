@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.compiler.cases import CASES
 from tests.compiler.cases.case import Case
 from tests.compiler.evaluation import Array, directional_difference, in_double, reference, stock
-from whimbrel_server.compiler import reader
+from whimbrel_server.compiler import prepare, reader, selection
 from whimbrel_server.compiler.grad import grad
 from whimbrel_server.compiler.rules import LOWERINGS, RULES, windows
 
@@ -51,8 +51,8 @@ def one_node_model(case: Case) -> onnx.ModelProto:
 
 
 def read(model: onnx.ModelProto) -> reader.Source:
-    prepared = reader.prepare(model)
-    return reader.read(prepared, None, 1, {}, reader.trainable_names(prepared.graph, ["*", "x0", "x1", "x2"]))
+    prepared = prepare.prepare(model)
+    return reader.read(prepared, None, 1, {}, selection.trainable_names(prepared.graph, ["*", "x0", "x1", "x2"]))
 
 
 def test_forward_equals_onnxruntime(case: Case) -> None:

@@ -1,35 +1,22 @@
 """From an ONNX inference model to the expression graph: what is read, lowered, promoted and refused.
 
-`prepare` brings any supported model to one form (functions inlined, opset 20); `read` walks it and makes
-the trained weights graph inputs. Losses, gradients and optimisers do not belong here.
+`read` walks a prepared model and makes the trained weights graph inputs. Bringing models to one form is
+`prepare.py`'s, choosing weights `selection.py`'s; losses, gradients and optimisers do not belong here.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import external_data_helper, helper, inliner, numpy_helper, version_converter
+from onnx import helper, numpy_helper
 
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.ir import OPSET, Array, Graph, Value
+from whimbrel_server.compiler.ir import Array, Graph, Value
+from whimbrel_server.compiler.prepare import STANDARD_DOMAINS
 from whimbrel_server.compiler.rules import LOWERINGS
-
-OLDEST_OPSET = 7  # onnx's version converter and broadcasting rules are dependable from here
-STANDARD_DOMAINS = ("", "ai.onnx")
-TRAINABLE_TYPES = (np.dtype(np.float32), np.dtype(np.float64))
-
-# Operands that configure an operator; a weight used as one is never trained.
-SETTINGS: Mapping[str, frozenset[int]] = {
-    "BatchNormalization": frozenset({3, 4}),
-    "Clip": frozenset({1, 2}),
-    "Dropout": frozenset({1, 2}),
-    "Pad": frozenset({1, 2, 3}),
-    "Pow": frozenset({1}),
-    "Resize": frozenset({1, 2, 3}),
-}
+from whimbrel_server.compiler.selection import weights_of
 
 
 @dataclass(frozen=True)
@@ -44,71 +31,6 @@ class Source:
     output: Value
     weights: Mapping[str, Value]
     frozen: tuple[str, ...]
-
-
-def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model with functions inlined and every operator at opset 20.
-
-    Raises CompileError: "model-invalid", "external-data" or "opset".
-    """
-    if any(external_data_helper.uses_external_data(tensor) for tensor in model.graph.initializer):
-        raise CompileError("external-data", "the model keeps weights in other files; save it as one file")
-    try:
-        onnx.checker.check_model(model)
-        flat = inline_functions(model)
-        if flat.ir_version < 4:  # there an initialiser must also be an input, which the converter rejects
-            flat.ir_version = 8
-        return _raise_opset(flat)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise CompileError("model-invalid", str(error)) from error
-
-
-def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the model without local functions."""
-    if model.functions:
-        return inliner.inline_local_functions(model)
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
-
-
-def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
-    opset = next((entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS), 0)
-    if opset == OPSET:
-        return model
-    if opset < OLDEST_OPSET:
-        raise CompileError("opset", f"the model uses opset {opset}; export it with opset {OLDEST_OPSET} to {OPSET}")
-    try:
-        return version_converter.convert_version(model, OPSET)
-    except (RuntimeError, version_converter.ConvertError) as error:
-        raise CompileError("opset", f"opset {opset} cannot be brought to {OPSET}: {error}") from error
-
-
-def weights_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    """Floating-point initialisers and `Constant` nodes of a graph by name, in the file's order."""
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            tensors[node.output[0]] = node.attribute[0].t
-    floats = {helper.np_dtype_to_tensor_dtype(dtype) for dtype in TRAINABLE_TYPES}
-    return {name: tensor for name, tensor in tensors.items() if tensor.data_type in floats}
-
-
-def matches(pattern: str, name: str) -> bool:
-    """Glob with `*` and `?` only: real weight names contain brackets, so `[` stands for itself."""
-    expression = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
-    return re.fullmatch(expression, name, re.DOTALL) is not None
-
-
-def trainable_names(graph: onnx.GraphProto, patterns: Sequence[str]) -> list[str]:
-    """The weights that `patterns` select: float tensors that are no settings; scalars only by exact name."""
-    settings = {name for node in graph.node for index, name in enumerate(node.input) if index in SETTINGS.get(node.op_type, ())}
-    return [
-        name
-        for name, tensor in weights_of(graph).items()
-        if name not in settings
-        and (name in patterns if not tensor.dims else any(matches(pattern, name) for pattern in patterns))
-    ]
 
 
 def read(

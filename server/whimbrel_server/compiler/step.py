@@ -18,7 +18,9 @@ from whimbrel_server.compiler.errors import CompileError
 from whimbrel_server.compiler.grad import grad
 from whimbrel_server.compiler.ir import OPSET, Array, Value
 from whimbrel_server.compiler.losses import LOSSES, without_activation
-from whimbrel_server.compiler.reader import Source, inline_functions, prepare, read, trainable_names, weights_of
+from whimbrel_server.compiler.prepare import inline_functions, prepare
+from whimbrel_server.compiler.reader import Source, read
+from whimbrel_server.compiler.selection import trainable_names, weights_of
 
 Role = Literal["data", "label", "weight", "param", "state", "anchor", "hyper", "metric"]
 
