@@ -59,10 +59,11 @@ def _propagate(
     refused: dict[Node, str],
 ) -> None:
     try:
-        if node.op not in RULES:
+        rule = node.gradient or RULES.get(node.op)
+        if rule is None:
             raise Refusal("")
         node.y.graph.origin = node.origin
-        results = RULES[node.op](node, *arrived)
+        results = rule(node, *arrived)
     except Refusal as refusal:
         refused[node] = str(refusal)
         return

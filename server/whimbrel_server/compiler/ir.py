@@ -6,7 +6,7 @@ only what the outputs need, so a rule may build gradients that nobody asks for. 
 model reading belongs here.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,15 +123,30 @@ class Value:
         return self.graph.op("Pad", self, self.graph.ints([*lead, *begins, *lead, *ends]))
 
 
+@dataclass(frozen=True)
+class Body:
+    """What a Scan runs at each step: `results` as functions of `inputs`, the first `carries` of both carried over."""
+
+    inputs: tuple[Value, ...]
+    results: tuple[Value, ...]
+    carries: int
+
+
 @dataclass(eq=False, slots=True)
 class Node:
-    """One ONNX operator application; `origin` names the node of the source model that it came from."""
+    """One ONNX operator application; `origin` names the node of the source model that it came from.
+
+    A Scan has a `body`, and reads the body's inputs followed by what the body captures. `gradient` takes the
+    place of the operator's rule.
+    """
 
     op: str
     ins: tuple[Value | None, ...]
     attrs: Attributes
     origin: str
     outs: tuple[Value, ...] = ()
+    body: Body | None = None
+    gradient: "Callable[..., Sequence[Value | None]] | None" = None
 
     def __getitem__(self, index: int) -> Value:
         """Input `index`, which the operator requires."""
@@ -232,6 +247,34 @@ class Graph:
             raise CompileError("dynamic-shape", f"{where}: the output's shape depends on the data")
         return _np_dtype(tensor.elem_type), tuple(size.dim_value for size in sizes)
 
+    def scan(
+        self,
+        step: Callable[..., tuple[Sequence[Value], Sequence[Value]]],
+        carries: Sequence[Value],
+        scanned: Sequence[Value],
+        captured: Sequence[Value] = (),
+        reverse: bool = False,
+        gradient: Callable[..., Sequence[Value | None]] | None = None,
+    ) -> tuple[Value, ...]:
+        """ONNX's Scan: the last carries, then every result of the steps stacked on a new axis 0.
+
+        `step(*carries, *slices)` builds one step in this graph and returns (next carries, results); the slices
+        run over axis 0 of `scanned`, from the last to the first with `reverse` (results stay in the order of
+        the slices). What the step reads from outside, constants apart, is `captured`. `gradient` is the node's
+        gradient rule, with one gradient for each of carries, scanned and captured.
+        """
+        slices = [Value(self, value.dtype, value.shape[1:]) for value in scanned]
+        inputs = (*(Value(self, value.dtype, value.shape) for value in carries), *slices)
+        following, stacked = step(*inputs)
+        body = Body(inputs, (*following, *stacked), len(carries))
+        _check_body(body, captured)
+        ways = {"scan_input_directions": [1] * len(slices), "scan_output_directions": [1] * len(stacked)}
+        node = Node("Scan", (*carries, *scanned, *captured), ways if reverse else {}, self.origin, body=body, gradient=gradient)
+        steps = scanned[0].shape[:1]
+        shapes = [value.shape for value in following] + [(*steps, *value.shape) for value in stacked]
+        node.outs = tuple(Value(self, v.dtype, shape, node=node) for v, shape in zip(body.results, shapes, strict=True))
+        return node.outs
+
     def export(self, inputs: Sequence[Value], outputs: Mapping[str, Value], name: str) -> onnx.ModelProto:
         """A checked ONNX model with the given inputs and outputs, in the given order.
 
@@ -256,11 +299,7 @@ class _Exporter:
 
     def model(self, inputs: Sequence[Value], name: str) -> onnx.ModelProto:
         nodes = [self._node(node) for node in self.order]
-        nodes += [
-            helper.make_node("Identity", [self._name(value)], [output])
-            for output, value in self.outputs.items()
-            if self._name(value) != output
-        ]
+        nodes += self._identities(self.outputs)
         infos = [_value_info(value.name, value) for value in inputs]
         results = [_value_info(output, value) for output, value in self.outputs.items()]
         graph = helper.make_graph(nodes, name, infos, results, self.constants)
@@ -269,17 +308,46 @@ class _Exporter:
         onnx.checker.check_model(model, full_check=True)
         return model
 
+    def _identities(self, outputs: Mapping[str, Value]) -> list[onnx.NodeProto]:
+        renamed = [(self._name(value), output) for output, value in outputs.items() if self._name(value) != output]
+        return [helper.make_node("Identity", [name], [output]) for name, output in renamed]
+
     def _node(self, node: Node) -> onnx.NodeProto:
         ins = [self._name(value) if value is not None else "" for value in node.ins]
         first, *others = node.outs
         outs = [self._name(first), *(self._name(value) if value in self.read else "" for value in others)]
+        if node.body is not None:
+            return self._scan(node, node.body, ins)
         while not outs[-1]:
             outs.pop()
         return helper.make_node(node.op, ins, outs, **node.attrs)
 
+    def _scan(self, node: Node, body: Body, ins: Sequence[str]) -> onnx.NodeProto:
+        """Results that nobody reads are left out of the body, and so is what only they need."""
+        kept = [i for i, value in enumerate(node.outs) if i < body.carries or value in self.read]
+        outs = [self._name(node.outs[i]) for i in kept]
+        graph = self._body(body, {f"{out}@step": body.results[i] for i, out in zip(kept, outs, strict=True)})
+        scans = len(body.inputs) - body.carries
+        ways = {name: way[: len(kept) - body.carries] if "output" in name else way for name, way in node.attrs.items()}
+        return helper.make_node("Scan", ins[: len(body.inputs)], outs, body=graph, num_scan_inputs=scans, **ways)
+
+    def _body(self, body: Body, results: Mapping[str, Value]) -> onnx.GraphProto:
+        """Every result under a name of its own, also where the body hands on an input or gives a value twice."""
+        inside = _inside(body.inputs, results.values())
+        self.read.update(value for node in inside for value in node.ins if value is not None)
+        self.read.update(results.values())
+        for name, value in results.items():
+            if value.node in inside:
+                self.names.setdefault(value, name)
+        nodes = [self._node(node) for node in inside]
+        nodes += self._identities(results)
+        infos = [_value_info(self._name(value), value) for value in body.inputs]
+        return helper.make_graph(nodes, "step", infos, [_value_info(name, value) for name, value in results.items()])
+
     def _name(self, value: Value) -> str:
         if value not in self.names:
-            label = value.name or f"{value.node.op if value.node else 'Constant'}@{len(self.names)}"
+            kind = value.node.op if value.node else "Step" if value.data is None else "Constant"
+            label = value.name or f"{kind}@{len(self.names)}"
             self.names[value] = label
             if value.data is not None:
                 self.constants.append(numpy_helper.from_array(value.data, label))
@@ -302,6 +370,26 @@ def topological(targets: Iterable[Value]) -> list[Node]:
         stack.append((node, True))
         stack.extend((v.node, False) for v in reversed(node.ins) if v is not None and v.node is not None)
     return order
+
+
+def _inside(inputs: Iterable[Value], targets: Iterable[Value]) -> list[Node]:
+    """The nodes that `targets` need and that depend on `inputs`: a body without what it captures."""
+    known, inside = set(inputs), []
+    for node in topological(targets):
+        if not known.isdisjoint(value for value in node.ins if value is not None):
+            known.update(node.outs)
+            inside.append(node)
+    return inside
+
+
+def _check_body(body: Body, captured: Sequence[Value]) -> None:
+    """Carries keep their type, and nothing is read from outside that the Scan does not list."""
+    pairs = zip(body.inputs[: body.carries], body.results, strict=False)
+    assert all((a.dtype, a.shape) == (b.dtype, b.shape) for a, b in pairs), "a carry changes its type"
+    inside = _inside(body.inputs, body.results)
+    known = {*body.inputs, *captured, *(value for node in inside for value in node.outs)}
+    read = [value for node in inside for value in node.ins if value is not None and value.data is None]
+    assert known.issuperset(read), "the body reads a value that is not listed as captured"
 
 
 def _adjacent_runs(axes: Sequence[int]) -> list[list[int]]:
