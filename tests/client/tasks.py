@@ -12,7 +12,7 @@ from whimbrel_lab.models import mlp
 from whimbrel_protocol.delta import compress
 from whimbrel_protocol.messages import Binding, PlanBody
 from whimbrel_protocol.signed import VersionHeader
-from whimbrel_server.compiler import step as compiler
+from whimbrel_server import compiler
 
 BATCH, FEATURES, CLASSES = 8, 6, 3
 
@@ -21,7 +21,7 @@ BATCH, FEATURES, CLASSES = 8, 6, 3
 def compiled(optimizer: str = "momentum", proximal: bool = True) -> tuple[PlanBody, tuple[npt.NDArray[np.float32], ...]]:
     """A dense classifier of 6 features and 3 classes, and its base parameters in plan order."""
     model = mlp(1, (FEATURES, 5, CLASSES))
-    spec = compiler.StepSpec("cross_entropy", optimizer, BATCH, proximal=proximal)  # type: ignore[arg-type]
+    spec = compiler.StepSpec("cross_entropy", optimizer, BATCH, proximal=proximal)
     train, evaluate = compiler.compile_step(model, spec), compiler.compile_eval(model, spec)
     body = PlanBody(
         "cross_entropy",

@@ -89,8 +89,8 @@ def with_if() -> onnx.ModelProto:
 
 
 REFUSED: dict[str, tuple[str, Any, StepSpec]] = {
-    "unknown loss": ("spec", lambda: text_model(PLAIN), replace(SPEC, loss="hinge")),  # type: ignore[arg-type]
-    "unknown optimizer": ("spec", lambda: text_model(PLAIN), replace(SPEC, optimizer="adam")),  # type: ignore[arg-type]
+    "unknown loss": ("spec", lambda: text_model(PLAIN), replace(SPEC, loss="hinge")),
+    "unknown optimizer": ("spec", lambda: text_model(PLAIN), replace(SPEC, optimizer="lion")),
     "empty batch": ("spec", lambda: text_model(PLAIN), replace(SPEC, batch=0)),
     "fixed batch": ("batch", lambda: changed(PLAIN, "float[N,2] x", "float[1,2] x"), SPEC),
     "open size": ("dims", lambda: changed(PLAIN, "float[N,2] x", "float[N,M] x"), SPEC),

@@ -160,9 +160,9 @@ def test_contract_of_names_and_roles() -> None:
         ("state", "dense1.bias@m", (3,)),
         ("anchor", "dense1.weight@anchor", (3, 4)),
         ("anchor", "dense1.bias@anchor", (3,)),
+        ("hyper", "@mu", ()),
         ("hyper", "@lr", ()),
         ("hyper", "@momentum", ()),
-        ("hyper", "@mu", ()),
     ]
     assert [(b.role, b.name) for b in step.outputs] == [
         ("param", "dense1.weight@new"),

@@ -3,26 +3,28 @@
 Knows onnx and numpy only; pure: no clock, no files, no runtime. Only the public names belong in this file.
 """
 
-from whimbrel_server.compiler.errors import CompileError, UnsupportedOperator
-from whimbrel_server.compiler.step import (
+from whimbrel_server.compiler.contract import (
+    Adapters,
     Binding,
     CompiledStep,
     EvalStep,
     Parameter,
+    Run,
     StepSpec,
     TrainStep,
-    compile_eval,
-    compile_step,
-    export_inference,
-    initial_parameters,
 )
+from whimbrel_server.compiler.errors import CompileError, UnsupportedOperator
+from whimbrel_server.compiler.parameters import export_inference, initial_parameters
+from whimbrel_server.compiler.step import compile_eval, compile_step
 
 __all__ = [
+    "Adapters",
     "Binding",
     "CompileError",
     "CompiledStep",
     "EvalStep",
     "Parameter",
+    "Run",
     "StepSpec",
     "TrainStep",
     "UnsupportedOperator",
