@@ -78,7 +78,7 @@ def stock(model: onnx.ModelProto) -> Any:
 
 
 def in_double(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with every float32 weight, input and output turned into float64."""
+    """The model with every float32 weight, input, output and cast turned into float64."""
     double = onnx.ModelProto()
     double.CopyFrom(model)
     for tensor in double.graph.initializer:
@@ -87,6 +87,9 @@ def in_double(model: onnx.ModelProto) -> onnx.ModelProto:
     for info in [*double.graph.input, *double.graph.output]:
         if info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
             info.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    for attribute in (attr for node in double.graph.node if node.op_type == "Cast" for attr in node.attribute):
+        if attribute.name == "to" and attribute.i == onnx.TensorProto.FLOAT:
+            attribute.i = onnx.TensorProto.DOUBLE
     return double
 
 

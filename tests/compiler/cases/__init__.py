@@ -1,5 +1,9 @@
 """All cases, put together from the topics of the rules."""
 
-from tests.compiler.cases import arithmetic, moving, products, reductions, windows
+from tests.compiler.cases import arithmetic, indexing, moving, products, reductions, slicing, stops, windows
 
-CASES = {name: case for topic in (arithmetic, products, reductions, moving, windows) for name, case in topic.CASES.items()}
+CASES = {
+    name: case
+    for topic in (arithmetic, products, reductions, moving, slicing, indexing, stops, windows)
+    for name, case in topic.CASES.items()
+}

@@ -8,7 +8,7 @@ CASES = {
     "abs": Case("Abs", ([3, 4],)),
     "add-broadcast": Case("Add", ([2, 1, 4], [3, 1])),
     "add-scalar": Case("Add", ([], [2, 3])),
-    "cast": Case("Cast", ([2, 3],), {"to": TensorProto.FLOAT}),
+    "cast": Case("Cast", ([2, 3],), {"to": TensorProto.DOUBLE}),
     "div-broadcast": Case("Div", ([2, 3, 4], [3, 1]), least=0.5),
     "dropout": Case("Dropout", ([2, 3],)),
     "exp": Case("Exp", ([2, 3],)),

@@ -1,11 +1,12 @@
-"""The one table of gradients and the one table of lowerings, put together from their topics."""
+"""The one table of gradients, of lowerings and of operators that no gradient passes, put together from their topics."""
 
-from whimbrel_server.compiler.rules import arithmetic, moving, products, reductions, windows
+from whimbrel_server.compiler.rules import arithmetic, indexing, moving, products, reductions, slicing, windows
+from whimbrel_server.compiler.rules.stops import STOPS, no_gradient
 from whimbrel_server.compiler.rules.table import Gradients, Lowering, Rule
 
-_TOPICS = (arithmetic, products, reductions, moving, windows)
+_TOPICS = (arithmetic, products, reductions, moving, slicing, indexing, windows)
 
-RULES: dict[str, Rule] = {op: rule for topic in _TOPICS for op, rule in topic.RULES.items()}
+RULES: dict[str, Rule] = dict.fromkeys(STOPS, no_gradient) | {op: rule for topic in _TOPICS for op, rule in topic.RULES.items()}
 LOWERINGS: dict[str, Lowering] = {op: lowering for topic in _TOPICS for op, lowering in topic.LOWERINGS.items()}
 
-__all__ = ["LOWERINGS", "RULES", "Gradients", "Lowering", "Rule"]
+__all__ = ["LOWERINGS", "RULES", "STOPS", "Gradients", "Lowering", "Rule"]
