@@ -1,51 +1,109 @@
-"""Brings any supported model to one form: checked, functions inlined, every operator at opset 20.
+"""Brings any supported model to one form: checked, one flat set of names and weights, float32, opset 20 or newer.
 
-What an operator means stays as it was; choosing weights and reading nodes are the business of others.
+What an operator means stays as it was. Choosing weights and reading nodes are the business of others; operators
+of a newer opset are the reader's, which lowers them.
 """
 
+from collections.abc import Iterator
+
 import onnx
-from onnx import external_data_helper, inliner, version_converter
+from onnx import AttributeProto, external_data_helper, helper, inliner, version_converter
 
 from whimbrel_server.compiler.errors import CompileError
 from whimbrel_server.compiler.ir import OPSET
+from whimbrel_server.compiler.nested import all_graphs, hoist_weights, make_names_unique
+from whimbrel_server.compiler.precision import to_single
 
 OLDEST_OPSET = 7  # onnx's version converter and broadcasting rules are dependable from here
 STANDARD_DOMAINS = ("", "ai.onnx")
+# Operators whose old meaning the converter loses, and the last opset that had it.
+CHANGED = {"Scan": 8, "Hardmax": 12}
+ASYMMETRIC_RESIZE = 10  # until then Resize and Upsample scaled coordinates without a half-pixel shift
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model with functions inlined and every operator at opset 20.
+    """The same model, flattened, in single precision and with every operator at opset 20 or newer.
 
-    Raises CompileError: "model-invalid", "external-data" or "opset".
+    Raises CompileError: "model-invalid", "external-data", "sparse" or "opset".
     """
-    if any(external_data_helper.uses_external_data(tensor) for tensor in model.graph.initializer):
-        raise CompileError("external-data", "the model keeps weights in other files; save it as one file")
+    _check_weights(model)
     try:
         onnx.checker.check_model(model)
-        flat = inline_functions(model)
+        flat = flatten(model)
         if flat.ir_version < 4:  # there an initialiser must also be an input, which the converter rejects
             flat.ir_version = 8
-        return _raise_opset(flat)
+        raised = _raise_opset(flat)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise CompileError("model-invalid", str(error)) from error
+    make_names_unique(raised.graph)  # the converter's own constants have equal names in different branches
+    to_single(raised.graph)
+    return raised
 
 
-def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the model without local functions."""
+def flatten(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without local functions, with all weights in the outermost graph and no name used twice."""
     if model.functions:
-        return inliner.inline_local_functions(model)
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
+        flat = inliner.inline_local_functions(model)
+    else:
+        flat = onnx.ModelProto()
+        flat.CopyFrom(model)
+    make_names_unique(flat.graph)
+    hoist_weights(flat.graph)
+    return flat
+
+
+inline_functions = flatten
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the standard operators that a model uses."""
+    return max((entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS), default=OPSET)
+
+
+def _check_weights(model: onnx.ModelProto) -> None:
+    if any(external_data_helper.uses_external_data(tensor) for tensor in _tensors(model.graph)):
+        raise CompileError("external-data", "the model keeps weights in other files; save it as one file")
+    if any(inner.sparse_initializer for inner in all_graphs(model.graph)):
+        raise CompileError("sparse", "the model keeps weights in sparse tensors; save them as dense ones")
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    for inner in all_graphs(graph):
+        yield from inner.initializer
+        yield from (attr.t for node in inner.node for attr in node.attribute if attr.type == AttributeProto.TENSOR)
 
 
 def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
-    opset = next((entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS), 0)
-    if opset == OPSET:
+    opset = opset_of(model)
+    if opset >= OPSET:
         return model
     if opset < OLDEST_OPSET:
-        raise CompileError("opset", f"the model uses opset {opset}; export it with opset {OLDEST_OPSET} to {OPSET}")
+        raise CompileError("opset", f"the model uses opset {opset}; export it with opset {OLDEST_OPSET} or newer")
+    resized = _before_conversion(model.graph, opset)
     try:
-        return version_converter.convert_version(model, OPSET)
+        raised = version_converter.convert_version(model, OPSET)
     except (RuntimeError, version_converter.ConvertError) as error:
         raise CompileError("opset", f"opset {opset} cannot be brought to {OPSET}: {error}") from error
+    _restore_resizing(raised.graph, resized)
+    return raised
+
+
+def _before_conversion(graph: onnx.GraphProto, opset: int) -> set[str]:
+    """Refuses or mends what the converter would change; gives the results of the resizings of old."""
+    resized = set()
+    for node in (node for inner in all_graphs(graph) for node in inner.node):
+        if opset <= CHANGED.get(node.op_type, 0):
+            where = f"{node.op_type} (node {node.name or node.output[0]!r})"
+            raise CompileError("opset", f"{where} means something else since opset {CHANGED[node.op_type] + 1}; export it anew")
+        if node.op_type == "BatchNormalization" and opset < 14:
+            del node.output[1:]  # statistics of a training run, which no inference model reads
+        if node.op_type in ("Resize", "Upsample") and opset <= ASYMMETRIC_RESIZE:
+            resized.add(node.output[0])
+    return resized
+
+
+def _restore_resizing(graph: onnx.GraphProto, results: set[str]) -> None:
+    old = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    for node in (node for inner in all_graphs(graph) for node in inner.node):
+        if node.op_type == "Resize" and node.output[0] in results:
+            node.attribute.extend(helper.make_attribute(name, value) for name, value in old.items())
