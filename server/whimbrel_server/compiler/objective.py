@@ -6,10 +6,11 @@ The formulas are in `losses.py` and `metrics.py`; gradients and optimisers do no
 from dataclasses import dataclass
 
 from whimbrel_server.compiler import metrics
+from whimbrel_server.compiler.activation import without_activation
 from whimbrel_server.compiler.contract import StepSpec
 from whimbrel_server.compiler.errors import CompileError
 from whimbrel_server.compiler.ir import Value
-from whimbrel_server.compiler.losses import LOSSES, without_activation
+from whimbrel_server.compiler.losses import LOSSES
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,20 @@ class Objective:
 
 
 def objective(output: Value, spec: StepSpec) -> Objective:
-    """The loss of `spec` on a model's output `[N, ...]`; raises CompileError ("spec", "output", "class-axis")."""
-    graph, kind, cut = output.graph, LOSSES[spec.loss], None
-    if kind.classes:
-        output, cut = without_activation(output)
-    if not output.is_float or output.shape[:1] != (spec.batch,):
+    """The loss of `spec` on a model's output `[N, ...]`; raises CompileError ("spec", "output", "class-axis").
+
+    With the loss "output" a scalar output counts once for every unit of weight: it was not told which rows are padding.
+    """
+    kind = LOSSES[spec.loss]
+    if spec.label_smoothing and not (kind.smooths and 0.0 < spec.label_smoothing < 1.0):
+        raise CompileError("spec", f"label_smoothing is {spec.label_smoothing}, for a cross-entropy and below 1 only")
+    output, cut = without_activation(output, kind)
+    scalar = kind.label is None and not output.rank
+    if not output.is_float or not (scalar or output.shape[:1] == (spec.batch,)):
         raise CompileError("output", f"the output must be float with batch {spec.batch} first, not {output.shape}")
-    label = graph.input("@label", *kind.label_type(output))
-    weight = graph.input("@weight", output.dtype, kind.positions(output))
-    sums = metrics.weighted_sums(kind.per_position(output, label), weight)
+    label = output.graph.input("@label", *kind.label(output)) if kind.label else None
+    weight = output.graph.input("@weight", output.dtype, (spec.batch,) if scalar else kind.positions(output))
+    sums = metrics.weighted_sums(kind.per_position(output, label, spec.label_smoothing), weight)
     loss = metrics.weighted_mean(sums)
-    if kind.classes:
-        sums["@correct_sum"] = metrics.correct_sum(output, label, weight)
-    return Objective((label,), weight, loss, sums, cut)
+    sums |= metrics.metric_sums(spec.metrics, kind, output, label, weight)
+    return Objective((label,) if label else (), weight, loss, sums, cut)

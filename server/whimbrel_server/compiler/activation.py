@@ -1,0 +1,81 @@
+"""The activation that ends a shipped model: found, cut off before a loss that includes it, and a loss that fits it.
+
+Most shipped classifiers end in Softmax or Sigmoid. A cross-entropy from logits is exact where the activation has
+saturated, so it is trained on the activation's input; the published model keeps the activation. The formulas of losses
+do not belong here.
+"""
+
+import math
+
+from whimbrel_server.compiler.errors import CompileError
+from whimbrel_server.compiler.ir import Node, Value
+from whimbrel_server.compiler.losses import Loss
+
+OVER_CLASSES = ("Softmax", "LogSoftmax")
+RENAMING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")  # keep the order of the numbers
+
+
+def without_activation(output: Value, loss: Loss) -> tuple[Value, str | None]:
+    """The output without the final activation that `loss` replaces, and that activation's node; or the output itself.
+
+    Raises CompileError ("class-axis") where the activation compares along another axis than the loss.
+    """
+    node, moves = _final(output)
+    if node is None or node.op not in (*loss.cut, *OVER_CLASSES) or not loss.cut:
+        return output, None
+    if node.op in OVER_CLASSES:
+        _check_axis(node, moves, output, loss)
+    value = node[0]
+    for move in reversed(moves):
+        value = output.graph.op(move.op, value, *move.ins[1:], **move.attrs)
+    return value, node.origin
+
+
+def suggest_loss(output: Value) -> str:
+    """The name of a loss that fits a model's output, by its last operator and its shape."""
+    if not output.rank:
+        return "output"
+    node, moves = _final(output)
+    if node is not None and node.op == "Sigmoid":
+        return "bce_with_logits"
+    if node is not None and node.op in OVER_CLASSES:
+        return {1: "cross_entropy", output.rank - 1: "token_cross_entropy"}.get(_class_axis(node, moves), "mse")
+    return "cross_entropy" if output.rank == 2 and output.shape[1] > 1 else "mse"
+
+
+def _final(output: Value) -> tuple[Node | None, list[Node]]:
+    """The last node that computes something, and the nodes after it that only move numbers, last first."""
+    node, moves = output.node, []
+    while node is not None and node.op in (*RENAMING, "Transpose"):
+        moves.append(node)
+        node = node[0].node
+    return node, moves
+
+
+def _check_axis(node: Node, moves: list[Node], output: Value, loss: Loss) -> None:
+    where = f"{node.op} (node {node.origin!r})"
+    if loss.class_axis is None:
+        raise CompileError("class-axis", f"the model ends in {where}, which compares classes: use a cross-entropy")
+    found, wanted = _class_axis(node, moves), loss.class_axis % output.rank
+    if found != wanted:
+        place = f"axis {found}" if found >= 0 else "an axis that is merged into others afterwards"
+        advice = "; token_cross_entropy compares along the last" if found == output.rank - 1 else ""
+        raise CompileError("class-axis", f"the model ends in {where} over {place}, the loss needs axis {wanted}{advice}")
+
+
+def _class_axis(node: Node, moves: list[Node]) -> int:
+    """Where the axis that `node` normalises over is in the output, -1 if it is no axis of it."""
+    axis = int(node.attrs.get("axis", -1)) % node.y.rank
+    for move in reversed(moves):
+        axis = _moved(move, axis)
+        if axis < 0:
+            break
+    return axis
+
+
+def _moved(move: Node, axis: int) -> int:
+    if move.op == "Transpose":
+        return list(move.attrs.get("perm", reversed(range(move.y.rank)))).index(axis)
+    before, size = math.prod(move[0].shape[:axis]), move[0].shape[axis]
+    fits = (k for k, other in enumerate(move.y.shape) if other == size and math.prod(move.y.shape[:k]) == before)
+    return next(fits, -1)
