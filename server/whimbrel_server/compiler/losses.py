@@ -58,18 +58,18 @@ def _class_ids_on(axis: int) -> Callable[[Value], tuple[np.dtype[Any], Shape]]:
     return lambda logits: (np.dtype(np.int64), _classes_on(axis)(logits))
 
 
-def _cross_entropy(axis: int) -> Callable[[Value, Value, float], Value]:
+def _cross_entropy(class_axis: int) -> Callable[[Value, Value, float], Value]:
     def per_position(logits: Value, label: Value, smoothing: float) -> Value:
         """-log softmax(logits)[label]; with smoothing s, (1 - s) of it and s times its mean over all classes.
 
         Szegedy et al., "Rethinking the Inception Architecture", CVPR 2016, section 7.
         """
-        graph, dims = logits.graph, list(logits.shape)
+        graph, dims, axis = logits.graph, list(logits.shape), class_axis % logits.rank
         dims[axis] = 1
         log_p = graph.op("LogSoftmax", logits, axis=axis)
         loss = -graph.op("GatherElements", log_p, label.reshape(dims), axis=axis).reshape(label.shape)
         if smoothing:
-            uniform = log_p.sum([axis % logits.rank], keepdims=False) * (-smoothing / logits.shape[axis])
+            uniform = log_p.sum([axis], keepdims=False) * (-smoothing / logits.shape[axis])
             loss = loss * (1.0 - smoothing) + uniform
         return loss
 
