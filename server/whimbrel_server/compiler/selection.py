@@ -1,14 +1,19 @@
 """Which weights a model has, and which of them a specification trains.
 
-Knows names and roles of tensors in the source model; how they are read or differentiated is not known here.
+`train` entries are globs over weight names, or one of these words: "all" and "auto" (every weight), "last:K" (the
+last K layers), "biases", "norms" (scale and bias of normalisations). Knows names and roles of tensors in the source
+model; how they are read or differentiated is not known here.
 """
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
 from onnx import helper
+
+from whimbrel_server.compiler.errors import CompileError
 
 TRAINABLE_TYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -16,11 +21,39 @@ TRAINABLE_TYPES = (np.dtype(np.float32), np.dtype(np.float64))
 SETTINGS: Mapping[str, frozenset[int]] = {
     "BatchNormalization": frozenset({3, 4}),
     "Clip": frozenset({1, 2}),
+    "DequantizeLinear": frozenset({1, 2}),
     "Dropout": frozenset({1, 2}),
+    "DynamicQuantizeLSTM": frozenset({8, 9, 10, 11}),
+    "OneHot": frozenset({2}),
     "Pad": frozenset({1, 2, 3}),
     "Pow": frozenset({1}),
+    "QuantizeLinear": frozenset({1, 2}),
+    "Range": frozenset({0, 1, 2}),
     "Resize": frozenset({1, 2, 3}),
+    "ThresholdedRelu": frozenset({1}),
+    "Upsample": frozenset({1}),
 }
+BIASES: Mapping[str, int] = {
+    "BatchNormalization": 2,
+    "Conv": 2,
+    "ConvTranspose": 2,
+    "GRU": 3,
+    "Gemm": 2,
+    "GroupNormalization": 2,
+    "InstanceNormalization": 2,
+    "LSTM": 3,
+    "LayerNormalization": 2,
+    "RNN": 3,
+}
+NORMALISATIONS = (
+    "BatchNormalization",
+    "GroupNormalization",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "RMSNormalization",
+)
+# Through these a weight reaches its use, and a product its bias.
+RESHAPING = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
 def weights_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
@@ -39,12 +72,157 @@ def matches(pattern: str, name: str) -> bool:
     return re.fullmatch(expression, name, re.DOTALL) is not None
 
 
-def trainable_names(graph: onnx.GraphProto, patterns: Sequence[str]) -> list[str]:
-    """The weights that `patterns` select: float tensors that are no settings; scalars only by exact name."""
-    settings = {name for node in graph.node for index, name in enumerate(node.input) if index in SETTINGS.get(node.op_type, ())}
-    return [
-        name
-        for name, tensor in weights_of(graph).items()
-        if name not in settings
-        and (name in patterns if not tensor.dims else any(matches(pattern, name) for pattern in patterns))
-    ]
+def trainable_names(graph: onnx.GraphProto, train: Sequence[str], output: str | None = None) -> list[str]:
+    """The weights that `train` selects, in the file's order: float tensors that are no settings; scalars only by
+    exact name. "last:K" counts the layers that lead to `output` (to any output when None).
+
+    Raises CompileError ("train") for "last:K" without a positive number.
+    """
+    uses = Uses(graph)
+    chosen = {name for name in uses.tensors if name in train}
+    for entry in train:
+        chosen.update(_selected(uses, entry, output))
+    return [name for name in uses.tensors if name in chosen]
+
+
+def _selected(uses: "Uses", entry: str, output: str | None) -> Iterable[str]:
+    word, _, count = entry.partition(":")
+    if word == "last" and count:
+        if not count.isdecimal() or int(count) < 1:
+            raise CompileError("train", f"{entry!r}: after 'last:' comes the number of layers, at least 1")
+        return itertools.chain(*layers(uses, output)[-int(count) :])
+    if entry in WORDS:
+        return WORDS[entry](uses)
+    return [name for name in uses.candidates() if matches(entry, name)]
+
+
+class Uses:
+    """A graph's weights that may be trained (`tensors`), and what the nodes use them for.
+
+    `weight` maps the name of a tensor to the weight that it is, reshaped or as it stands; `maker` maps the name of a
+    tensor to the node that makes it.
+    """
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.graph = graph
+        self.tensors = weights_of(graph)
+        self.maker = {name: node for node in graph.node for name in node.output}
+        self.weight = {name: name for name in self.tensors}
+        for node in graph.node:
+            if node.op_type in RESHAPING and node.input[0] in self.weight:
+                self.weight[node.output[0]] = self.weight[node.input[0]]
+        for name in self._settings():
+            self.tensors.pop(name, None)
+
+    def _settings(self) -> set[str]:
+        return {
+            self.weight[name]
+            for node in self.graph.node
+            for index, name in enumerate(node.input)
+            if index in SETTINGS.get(node.op_type, ()) and name in self.weight
+        }
+
+    def candidates(self) -> list[str]:
+        """All but scalars."""
+        return [name for name, tensor in self.tensors.items() if tensor.dims]
+
+    def used_by(self, node: onnx.NodeProto) -> list[str]:
+        """The weights among a node's operands."""
+        found = (self.weight.get(name, "") for name in node.input)
+        return [name for name in found if name in self.tensors and self.tensors[name].dims]
+
+    def others(self, node: onnx.NodeProto) -> list[str]:
+        """A node's operands that are no weights."""
+        return [name for name in node.input if name and name not in self.weight]
+
+    def is_vector(self, name: str) -> bool:
+        """Whether a weight has one axis longer than 1, or none."""
+        return sum(1 for size in self.tensors[name].dims if size > 1) <= 1
+
+    def made_by(self, name: str, op: str) -> onnx.NodeProto | None:
+        node = self.maker.get(name)
+        return node if node is not None and node.op_type == op else None
+
+
+def layers(uses: Uses, output: str | None = None) -> list[list[str]]:
+    """The weights of each layer that leads to `output`, in the order of the file, which is topological.
+
+    A layer is what one node uses, and what is added to that node's result.
+    """
+    found: list[list[str]] = []
+    layer_of: dict[str, list[str]] = {}
+    for node in leading_to(uses.graph, output):
+        names, others = uses.used_by(node), uses.others(node)
+        if not others or node.output[0] in uses.weight:
+            continue
+        above = layer_of.get(others[0])
+        if names and (node.op_type != "Add" or above is None):
+            above = []
+            found.append(above)
+        if above is not None and (names or node.op_type in RESHAPING):
+            above += names
+            layer_of.update(dict.fromkeys(node.output, above))
+    return found
+
+
+def leading_to(graph: onnx.GraphProto, output: str | None) -> list[onnx.NodeProto]:
+    """The nodes that `output` (or any output) needs, in the file's order."""
+    names = {info.name for info in graph.output} if output is None else {output}
+    nodes = []
+    for node in reversed(graph.node):
+        if names.intersection(node.output):
+            names.update(read_by(node))
+            nodes.append(node)
+    return nodes[::-1]
+
+
+def read_by(node: onnx.NodeProto) -> set[str]:
+    """The tensors that a node reads, those that its subgraphs take from outside included."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for graph in [attribute.g, *attribute.graphs]:
+            for inner in graph.node:
+                names |= read_by(inner)
+            names.update(info.name for info in graph.output)
+    return names - {""}
+
+
+def _biases(uses: Uses) -> set[str]:
+    found = set()
+    for node in uses.graph.node:
+        index = BIASES.get(node.op_type, len(node.input))
+        if index < len(node.input):
+            found.add(uses.weight.get(node.input[index], ""))
+        if node.op_type == "Add":
+            found.update(name for name in uses.used_by(node) if uses.is_vector(name))
+    return found & set(uses.candidates())
+
+
+def _norms(uses: Uses) -> set[str]:
+    """Scale and bias of normalisations, of those too that an exporter wrote out as x / sqrt(variance + epsilon)."""
+    found: set[str] = set()
+    normal: set[str] = set()
+    for node in uses.graph.node:
+        if node.op_type in NORMALISATIONS:
+            found.update(uses.used_by(node))
+        elif _divides_by_deviation(uses, node):
+            normal.update(node.output)
+        elif node.op_type in ("Mul", "Add", *RESHAPING) and normal.intersection(node.input):
+            normal.update(node.output if node.op_type != "Add" else ())
+            found.update(name for name in uses.used_by(node) if uses.is_vector(name))
+    return found
+
+
+def _divides_by_deviation(uses: Uses, node: onnx.NodeProto) -> bool:
+    if node.op_type not in ("Div", "Reciprocal"):
+        return False
+    root = uses.made_by(node.input[-1], "Sqrt")
+    return root is not None and uses.made_by(root.input[0], "Add") is not None
+
+
+WORDS: Mapping[str, Callable[[Uses], Iterable[str]]] = {
+    "all": Uses.candidates,
+    "auto": Uses.candidates,
+    "biases": _biases,
+    "norms": _norms,
+}

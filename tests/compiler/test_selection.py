@@ -1,0 +1,69 @@
+"""Which weights the words and patterns of a specification select."""
+
+import numpy as np
+import onnx
+import pytest
+
+from whimbrel_server.compiler.errors import CompileError
+from whimbrel_server.compiler.selection import trainable_names
+
+BODY = """<ir_version: 9, opset_import: ["" : 17]>
+net (float[N,2,4,4] x) => (float[N,3] y, float[N,2,4,4] map)
+<float[2,2,1,1] conv_w, float[2] conv_b, float[2] bn_scale, float[2] bn_bias, float[2] bn_mean, float[2] bn_var,
+ float[4,2] table, float least = {0.0}, float[4,2] dense_w, float[4] dense_b, float eps = {0.1}, float[4] ln_scale,
+ float[4] ln_bias, float[4,3] out_w, float[3] out_b, float temperature = {2.0}> {
+  c = Conv (x, conv_w, conv_b)  n = BatchNormalization (c, bn_scale, bn_bias, bn_mean, bn_var)
+  map = Clip (n, least)  p = GlobalAveragePool (map)  f = Flatten (p)
+  turned = Transpose <perm=[1,0]> (dense_w)  z = MatMul (f, turned)  d = Add (z, dense_b)
+  mean = ReduceMean <axes=[1]> (d)  c0 = Sub (d, mean)  sq = Mul (c0, c0)  var = ReduceMean <axes=[1]> (sq)
+  safe = Add (var, eps)  root = Sqrt (safe)  u = Div (c0, root)  s = Mul (u, ln_scale)  l = Add (s, ln_bias)
+  r = MatMul (l, out_w)  t = Identity (r)  v = Add (t, out_b)  y = Div (v, temperature)
+}"""
+ALL = ["conv_w", "conv_b", "bn_scale", "bn_bias", "table", "dense_w", "dense_b", "ln_scale", "ln_bias", "out_w", "out_b"]
+
+
+def model() -> onnx.GraphProto:
+    """The net with zeros for the weights that the text declares without values."""
+    net = onnx.parser.parse_model(BODY).graph
+    for info in net.value_info:
+        shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        net.initializer.append(onnx.numpy_helper.from_array(np.zeros(shape, np.float32), info.name))
+    return net
+
+
+SELECTED = {
+    "all": ALL,
+    "auto": ALL,
+    "*": ALL,
+    "biases": ["conv_b", "bn_bias", "dense_b", "ln_bias", "out_b"],
+    "norms": ["bn_scale", "bn_bias", "ln_scale", "ln_bias"],
+    "last:1": ["out_w", "out_b"],
+    "last:2": ["ln_scale", "ln_bias", "out_w", "out_b"],
+    "last:3": ["dense_w", "dense_b", "ln_scale", "ln_bias", "out_w", "out_b"],
+    "last:99": [name for name in ALL if name != "table"],
+    "ln_?????": ["ln_scale"],
+    "temperature": ["temperature"],
+    "temp*": [],
+    "bn_mean": [],
+    "least": [],
+}
+
+
+@pytest.mark.parametrize("entry", SELECTED)
+def test_words_and_patterns(entry: str) -> None:
+    assert trainable_names(model(), [entry]) == SELECTED[entry]
+
+
+def test_entries_add_up_in_the_order_of_the_file() -> None:
+    assert trainable_names(model(), ["out_b", "conv*", "temperature"]) == ["temperature", "conv_w", "conv_b", "out_b"]
+
+
+def test_last_layers_are_counted_towards_the_chosen_output() -> None:
+    assert trainable_names(model(), ["last:1"], "map") == ["bn_scale", "bn_bias"]
+    assert trainable_names(model(), ["last:2"], "map") == ["conv_w", "conv_b", "bn_scale", "bn_bias"]
+
+
+@pytest.mark.parametrize("entry", ["last:0", "last:two", "last:-1"])
+def test_a_word_without_its_number_is_refused(entry: str) -> None:
+    with pytest.raises(CompileError, match="at least 1"):
+        trainable_names(model(), [entry])
