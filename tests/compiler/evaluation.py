@@ -33,7 +33,7 @@ def extents(attrs: Mapping[str, Any]) -> Array:
 class ConvTranspose(OpRun):
     """In place of onnx's own, which fails for groups of several output channels."""
 
-    def _run(self, x: Array, w: Array, **attrs: Any) -> tuple[Array]:
+    def _run(self, x: Array, w: Array, bias: Array | None = None, **attrs: Any) -> tuple[Array]:
         n, group, rank = x.shape[0], attrs["group"] or 1, x.ndim - 2
         inputs, weights = x.reshape(n, group, -1, *x.shape[2:]), w.reshape(group, -1, *w.shape[1:])
         sizes = np.array(attrs["strides"]) * (np.array(x.shape[2:]) - 1) + extents(attrs)
@@ -42,7 +42,8 @@ class ConvTranspose(OpRun):
             part = np.einsum("ngi...,gio->ngo...", inputs, weights[(..., *tap)])
             y[spots] += part.reshape(n, -1, *x.shape[2:])
         begins, ends = attrs["pads"][:rank], sizes - attrs["pads"][rank:]
-        return (y[(..., *(slice(b, e) for b, e in zip(begins, ends, strict=True)))],)
+        y = y[(..., *(slice(b, e) for b, e in zip(begins, ends, strict=True)))]
+        return (y if bias is None else y + bias.reshape(-1, *[1] * rank),)
 
 
 class MaxPool(OpRun):

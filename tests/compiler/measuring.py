@@ -17,7 +17,7 @@ from tests.compiler.cases.case import FLOATS, Case, is_differentiable, opsets
 from tests.compiler.evaluation import Array, directional_difference, in_double, reference, stock
 from whimbrel_server.compiler import prepare, reader, selection
 from whimbrel_server.compiler.grad import grad
-from whimbrel_server.compiler.rules import STOPS, windows
+from whimbrel_server.compiler.rules import STOPS, convolution
 
 
 def largest_errors(case: Case) -> dict[int, dict[str, float]]:
@@ -141,5 +141,5 @@ def _projected(model: onnx.ModelProto, results: Sequence[onnx.ValueInfoProto]) -
 
 @contextmanager
 def _as_the_case_asks(case: Case) -> Iterator[None]:
-    with patch.object(windows, "PATCHES_IN_CACHE", 0 if case.wide else windows.PATCHES_IN_CACHE):
+    with patch.object(convolution, "PATCHES_IN_CACHE", 0 if case.wide else convolution.PATCHES_IN_CACHE):
         yield

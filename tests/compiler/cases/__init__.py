@@ -1,9 +1,20 @@
 """All cases, put together from the topics of the rules."""
 
-from tests.compiler.cases import arithmetic, indexing, moving, products, reductions, slicing, stops, windows
+from tests.compiler.cases import (
+    activations,
+    arithmetic,
+    convolution,
+    indexing,
+    moving,
+    pooling,
+    products,
+    reductions,
+    slicing,
+    stops,
+)
 
 CASES = {
     name: case
-    for topic in (arithmetic, products, reductions, moving, slicing, indexing, stops, windows)
+    for topic in (arithmetic, activations, products, reductions, moving, slicing, indexing, stops, convolution, pooling)
     for name, case in topic.CASES.items()
 }

@@ -1,10 +1,20 @@
 """The one table of gradients, of lowerings and of operators that no gradient passes, put together from their topics."""
 
-from whimbrel_server.compiler.rules import arithmetic, indexing, moving, products, reductions, slicing, windows
+from whimbrel_server.compiler.rules import (
+    activations,
+    arithmetic,
+    convolution,
+    indexing,
+    moving,
+    pooling,
+    products,
+    reductions,
+    slicing,
+)
 from whimbrel_server.compiler.rules.stops import STOPS, no_gradient
 from whimbrel_server.compiler.rules.table import Gradients, Lowering, Rule
 
-_TOPICS = (arithmetic, products, reductions, moving, slicing, indexing, windows)
+_TOPICS = (arithmetic, activations, products, reductions, moving, slicing, indexing, convolution, pooling)
 
 RULES: dict[str, Rule] = dict.fromkeys(STOPS, no_gradient) | {op: rule for topic in _TOPICS for op, rule in topic.RULES.items()}
 LOWERINGS: dict[str, Lowering] = {op: lowering for topic in _TOPICS for op, lowering in topic.LOWERINGS.items()}
