@@ -6,6 +6,7 @@ only what the outputs need, so a rule may build gradients that nobody asks for. 
 model reading belongs here.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,11 +18,14 @@ from onnx import defs, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 from whimbrel_server.compiler.errors import CompileError
+from whimbrel_server.compiler.export import EMBED_LIMIT, IR_VERSION, Exporter, check, elem_type, inside
+from whimbrel_server.compiler.export import OPSET as OPSET
+from whimbrel_server.compiler.export import topological as topological
 from whimbrel_server.compiler.simplify import Draft, folds, rewrite
 
-OPSET = 20
-IR_VERSION = 9  # the newest that onnxruntime 1.17 reads
 SHAPE_DATA_LIMIT = 1024  # elements a constant may have and still be shown to shape inference
+ABSENT = np.dtype("V")
+SHORT = 1024  # bytes up to which a constant is its own key
 
 Array = NDArray[Any]
 Attributes = Mapping[str, Any]
@@ -50,6 +54,11 @@ class Value:
     @property
     def is_float(self) -> bool:
         return self.dtype.kind == "f"
+
+    @property
+    def absent(self) -> bool:
+        """Whether this stands for an optional output that its node does not give."""
+        return self.dtype == ABSENT
 
     def __add__(self, other: "Value | Number") -> "Value":
         return self.graph.op("Add", self, self.like(other))
@@ -137,7 +146,7 @@ class Node:
     """One ONNX operator application; `origin` names the node of the source model that it came from.
 
     A Scan has a `body`, and reads the body's inputs followed by what the body captures. `gradient` takes the
-    place of the operator's rule.
+    place of the operator's rule. `captures` are the names under which the graphs in `attrs` read the last of `ins`.
     """
 
     op: str
@@ -147,6 +156,8 @@ class Node:
     outs: tuple[Value, ...] = ()
     body: Body | None = None
     gradient: "Callable[..., Sequence[Value | None]] | None" = None
+    domain: str = ""
+    captures: tuple[str, ...] = ()
 
     def __getitem__(self, index: int) -> Value:
         """Input `index`, which the operator requires."""
@@ -168,6 +179,7 @@ class Graph:
 
     def __init__(self) -> None:
         self.origin = ""
+        self.domains: dict[str, int] = {}  # operator sets beside the standard one, for nodes kept as they are
         self._shared: dict[tuple[object, ...], tuple[Value, ...]] = {}
 
     def input(self, name: str, dtype: np.dtype[Any], shape: Sequence[int]) -> Value:
@@ -175,7 +187,9 @@ class Graph:
 
     def constant(self, data: Array, name: str = "") -> Value:
         """A constant; equal constants of equal name are one value."""
-        key = ("constant", name, data.dtype.str, data.shape, data.tobytes())
+        content = data.tobytes()
+        digest = content if len(content) <= SHORT else hashlib.sha256(content).digest()
+        key = ("constant", name, data.dtype.str, data.shape, digest)
         if key not in self._shared:
             self._shared[key] = (Value(self, data.dtype, data.shape, name, data),)
         return self._shared[key][0]
@@ -222,7 +236,7 @@ class Graph:
             found = shape_inference.infer_node_outputs(
                 defs.get_schema(name, OPSET, ""),
                 proto,
-                {key: helper.make_tensor_type_proto(_elem_type(v), v.shape) for key, v in known.items()},
+                {key: helper.make_tensor_type_proto(elem_type(v), v.shape) for key, v in known.items()},
                 {
                     key: numpy_helper.from_array(v.data)
                     for key, v in known.items()
@@ -275,120 +289,36 @@ class Graph:
         node.outs = tuple(Value(self, v.dtype, shape, node=node) for v, shape in zip(body.results, shapes, strict=True))
         return node.outs
 
-    def export(self, inputs: Sequence[Value], outputs: Mapping[str, Value], name: str) -> onnx.ModelProto:
-        """A checked ONNX model with the given inputs and outputs, in the given order.
+    def foreign(self, node: Node, types: Iterable[tuple[np.dtype[Any], tuple[int, ...]]]) -> tuple[Value, ...]:
+        """The outputs, of the given types, of a node that is kept as the source model has it."""
+        node.outs = tuple(Value(self, dtype, shape, node=node) for dtype, shape in types)
+        return node.outs
+
+    def export(
+        self,
+        inputs: Sequence[Value],
+        outputs: Mapping[str, Value],
+        name: str,
+        external: bool = False,
+        limit: int = EMBED_LIMIT,
+    ) -> onnx.ModelProto:
+        """A checked ONNX model with the given inputs and outputs, in the given order; `Exporter` tells the rest.
 
         Internal tensors are called `Operator@number`, which no input name can equal because '@' is
         reserved for the compiler. The same graph always gives the same bytes.
         """
-        return _Exporter(outputs).model(inputs, name)
-
-
-class _Exporter:
-    """Names values and writes them as protobuf; lives for one export."""
-
-    def __init__(self, outputs: Mapping[str, Value]) -> None:
-        self.outputs = outputs
-        self.names: dict[Value, str] = {}
-        for name, value in outputs.items():
-            if value.node is not None:
-                self.names.setdefault(value, name)
-        self.order = topological(outputs.values())
-        self.read = {value for node in self.order for value in node.ins if value} | set(outputs.values())
-        self.constants: list[onnx.TensorProto] = []
-
-    def model(self, inputs: Sequence[Value], name: str) -> onnx.ModelProto:
-        nodes = [self._node(node) for node in self.order]
-        nodes += self._identities(self.outputs)
-        infos = [_value_info(value.name, value) for value in inputs]
-        results = [_value_info(output, value) for output, value in self.outputs.items()]
-        graph = helper.make_graph(nodes, name, infos, results, self.constants)
-        opset = helper.make_opsetid("", OPSET)
-        model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="whimbrel")
-        onnx.checker.check_model(model, full_check=True)
+        model = Exporter(outputs, external, limit).model(inputs, name, self.domains)
+        check(model)
         return model
-
-    def _identities(self, outputs: Mapping[str, Value]) -> list[onnx.NodeProto]:
-        renamed = [(self._name(value), output) for output, value in outputs.items() if self._name(value) != output]
-        return [helper.make_node("Identity", [name], [output]) for name, output in renamed]
-
-    def _node(self, node: Node) -> onnx.NodeProto:
-        ins = [self._name(value) if value is not None else "" for value in node.ins]
-        first, *others = node.outs
-        outs = [self._name(first), *(self._name(value) if value in self.read else "" for value in others)]
-        if node.body is not None:
-            return self._scan(node, node.body, ins)
-        while not outs[-1]:
-            outs.pop()
-        return helper.make_node(node.op, ins, outs, **node.attrs)
-
-    def _scan(self, node: Node, body: Body, ins: Sequence[str]) -> onnx.NodeProto:
-        """Results that nobody reads are left out of the body, and so is what only they need."""
-        kept = [i for i, value in enumerate(node.outs) if i < body.carries or value in self.read]
-        outs = [self._name(node.outs[i]) for i in kept]
-        graph = self._body(body, {f"{out}@step": body.results[i] for i, out in zip(kept, outs, strict=True)})
-        scans = len(body.inputs) - body.carries
-        ways = {name: way[: len(kept) - body.carries] if "output" in name else way for name, way in node.attrs.items()}
-        return helper.make_node("Scan", ins[: len(body.inputs)], outs, body=graph, num_scan_inputs=scans, **ways)
-
-    def _body(self, body: Body, results: Mapping[str, Value]) -> onnx.GraphProto:
-        """Every result under a name of its own, also where the body hands on an input or gives a value twice."""
-        inside = _inside(body.inputs, results.values())
-        self.read.update(value for node in inside for value in node.ins if value is not None)
-        self.read.update(results.values())
-        for name, value in results.items():
-            if value.node in inside:
-                self.names.setdefault(value, name)
-        nodes = [self._node(node) for node in inside]
-        nodes += self._identities(results)
-        infos = [_value_info(self._name(value), value) for value in body.inputs]
-        return helper.make_graph(nodes, "step", infos, [_value_info(name, value) for name, value in results.items()])
-
-    def _name(self, value: Value) -> str:
-        if value not in self.names:
-            kind = value.node.op if value.node else "Step" if value.data is None else "Constant"
-            label = value.name or f"{kind}@{len(self.names)}"
-            self.names[value] = label
-            if value.data is not None:
-                self.constants.append(numpy_helper.from_array(value.data, label))
-        return self.names[value]
-
-
-def topological(targets: Iterable[Value]) -> list[Node]:
-    """All nodes that `targets` need, each after the nodes it reads from; deterministic."""
-    order: list[Node] = []
-    done: set[Node] = set()
-    stack = [(value.node, False) for value in reversed(list(targets)) if value.node]
-    while stack:
-        node, ready = stack.pop()
-        if node in done:
-            continue
-        if ready:
-            done.add(node)
-            order.append(node)
-            continue
-        stack.append((node, True))
-        stack.extend((v.node, False) for v in reversed(node.ins) if v is not None and v.node is not None)
-    return order
-
-
-def _inside(inputs: Iterable[Value], targets: Iterable[Value]) -> list[Node]:
-    """The nodes that `targets` need and that depend on `inputs`: a body without what it captures."""
-    known, inside = set(inputs), []
-    for node in topological(targets):
-        if not known.isdisjoint(value for value in node.ins if value is not None):
-            known.update(node.outs)
-            inside.append(node)
-    return inside
 
 
 def _check_body(body: Body, captured: Sequence[Value]) -> None:
     """Carries keep their type, and nothing is read from outside that the Scan does not list."""
     pairs = zip(body.inputs[: body.carries], body.results, strict=False)
     assert all((a.dtype, a.shape) == (b.dtype, b.shape) for a, b in pairs), "a carry changes its type"
-    inside = _inside(body.inputs, body.results)
-    known = {*body.inputs, *captured, *(value for node in inside for value in node.outs)}
-    read = [value for node in inside for value in node.ins if value is not None and value.data is None]
+    inner = inside(body.inputs, body.results)
+    known = {*body.inputs, *captured, *(value for node in inner for value in node.outs)}
+    read = [value for node in inner for value in node.ins if value is not None and value.data is None]
     assert known.issuperset(read), "the body reads a value that is not listed as captured"
 
 
@@ -426,13 +356,5 @@ def _evaluate(draft: Draft) -> Array:
     return np.asarray(results[0], draft.dtype).reshape(draft.shape)
 
 
-def _elem_type(value: Value) -> int:
-    return helper.np_dtype_to_tensor_dtype(value.dtype)
-
-
 def _np_dtype(elem_type: int) -> np.dtype[Any]:
     return np.dtype(helper.tensor_dtype_to_np_dtype(elem_type))
-
-
-def _value_info(name: str, value: Value) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, _elem_type(value), value.shape)
