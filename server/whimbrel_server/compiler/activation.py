@@ -1,4 +1,4 @@
-"""The activation that ends a shipped model: found, cut off before a loss that includes it, and a loss that fits it.
+"""The activation that ends a shipped model, found and cut off before a loss that includes it.
 
 Most shipped classifiers end in Softmax or Sigmoid. A cross-entropy from logits is exact where the activation has
 saturated, so it is trained on the activation's input; the published model keeps the activation. The formulas of losses
@@ -29,18 +29,6 @@ def without_activation(output: Value, loss: Loss) -> tuple[Value, str | None]:
     for move in reversed(moves):
         value = output.graph.op(move.op, value, *move.ins[1:], **move.attrs)
     return value, node.origin
-
-
-def suggest_loss(output: Value) -> str:
-    """The name of a loss that fits a model's output, by its last operator and its shape."""
-    if not output.rank:
-        return "output"
-    node, moves = _final(output)
-    if node is not None and node.op == "Sigmoid":
-        return "bce_with_logits"
-    if node is not None and node.op in OVER_CLASSES:
-        return {1: "cross_entropy", output.rank - 1: "token_cross_entropy"}.get(_class_axis(node, moves), "mse")
-    return "cross_entropy" if output.rank == 2 and output.shape[1] > 1 else "mse"
 
 
 def _final(output: Value) -> tuple[Node | None, list[Node]]:

@@ -19,6 +19,16 @@ Shape = tuple[int, ...]
 LEAST_SQUARE = 1e-16  # added to a squared norm, so that a zero embedding has a gradient
 TRIPLET_OFFSET = 1e-6  # added to each difference, so that the distance of equal embeddings has one
 MARGIN = 1.0
+FAR = 1e9  # a distance that no embedding of the batch has
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an output is held against: the label (of no meaning where the loss has none), the weights, label smoothing."""
+
+    label: Value
+    weight: Value
+    smoothing: float
 
 
 @dataclass(frozen=True)
@@ -26,11 +36,11 @@ class Loss:
     """A loss on an output `[N, ...]`.
 
     `label` gives the label's dtype and shape for an output (None: no label), `positions` the shape of the weights,
-    `per_position(output, label, smoothing)` the losses of that shape. `class_axis` is where logits are compared,
+    `per_position(output, target)` the losses of that shape. `class_axis` is where logits are compared,
     `soft` whether labels are distributions over it; `cut` names the final activations that the loss replaces.
     """
 
-    per_position: Callable[[Value, Any, float], Value]
+    per_position: Callable[[Value, Target], Value]
     positions: Callable[[Value], Shape]
     label: Callable[[Value], tuple[np.dtype[Any], Shape]] | None
     class_axis: int | None = None
@@ -58,14 +68,14 @@ def _class_ids_on(axis: int) -> Callable[[Value], tuple[np.dtype[Any], Shape]]:
     return lambda logits: (np.dtype(np.int64), _classes_on(axis)(logits))
 
 
-def _cross_entropy(class_axis: int) -> Callable[[Value, Value, float], Value]:
-    def per_position(logits: Value, label: Value, smoothing: float) -> Value:
+def _cross_entropy(class_axis: int) -> Callable[[Value, Target], Value]:
+    def per_position(logits: Value, target: Target) -> Value:
         """-log softmax(logits)[label]; with smoothing s, (1 - s) of it and s times its mean over all classes.
 
         Szegedy et al., "Rethinking the Inception Architecture", CVPR 2016, section 7.
         """
         graph, dims, axis = logits.graph, list(logits.shape), class_axis % logits.rank
-        dims[axis] = 1
+        dims[axis], label, smoothing = 1, target.label, target.smoothing
         log_p = graph.op("LogSoftmax", logits, axis=axis)
         loss = -graph.op("GatherElements", log_p, label.reshape(dims), axis=axis).reshape(label.shape)
         if smoothing:
@@ -76,8 +86,9 @@ def _cross_entropy(class_axis: int) -> Callable[[Value, Value, float], Value]:
     return per_position
 
 
-def _soft_cross_entropy(logits: Value, label: Value, smoothing: float) -> Value:
+def _soft_cross_entropy(logits: Value, target: Target) -> Value:
     """-sum over classes of label * log softmax(logits); smoothing mixes the label with the uniform distribution."""
+    label, smoothing = target.label, target.smoothing
     if smoothing:
         label = label * (1.0 - smoothing) + smoothing / logits.shape[1]
     return -(label * logits.graph.op("LogSoftmax", logits, axis=1)).sum([1], keepdims=False)
@@ -89,15 +100,16 @@ def mean_from(value: Value, axis: int) -> Value:
     return value.sum(range(axis, value.rank), keepdims=False) * (1.0 / count)
 
 
-def _elementwise(formula: Callable[[Value, Value], Value]) -> Callable[[Value, Value, float], Value]:
-    return lambda output, label, smoothing: mean_from(formula(output, label), 1)
+def _elementwise(formula: Callable[[Value, Value], Value]) -> Callable[[Value, Target], Value]:
+    return lambda output, target: mean_from(formula(output, target.label), 1)
 
 
-def _binary_cross_entropy(logits: Value, label: Value, smoothing: float) -> Value:
+def _binary_cross_entropy(logits: Value, target: Target) -> Value:
     """softplus(y) - y t, that is -t log sigmoid(y) - (1 - t) log(1 - sigmoid(y)), without overflow.
 
     Smoothing s moves the label to (1 - s) t + s / 2.
     """
+    label, smoothing = target.label, target.smoothing
     if smoothing:
         label = label * (1.0 - smoothing) + smoothing / 2.0
     return mean_from(logits.graph.op("Softplus", logits) - logits * label, 1)
@@ -109,8 +121,9 @@ def _huber(error: Value) -> Value:
     return cut * (error - cut * 0.5)
 
 
-def _cosine(output: Value, label: Value, smoothing: float) -> Value:
+def _cosine(output: Value, target: Target) -> Value:
     """1 - cos(output, label) along the last axis."""
+    label = target.label
 
     def squared(left: Value, right: Value) -> Value:
         return (left * right).sum([left.rank - 1], keepdims=False)
@@ -119,19 +132,45 @@ def _cosine(output: Value, label: Value, smoothing: float) -> Value:
     return 1.0 - squared(output, label) / (norms[0] * norms[1])
 
 
-def _triplet(output: Value, label: None, smoothing: float) -> Value:
+def _distance(left: Value, right: Value) -> Value:
+    """Euclidean, along the last axis, which goes."""
+    difference = left - right + TRIPLET_OFFSET
+    return left.graph.op("Sqrt", (difference * difference).sum([difference.rank - 1], keepdims=False))
+
+
+def _hinge(same: Value, other: Value) -> Value:
+    return same.graph.op("Relu", same - other + MARGIN)
+
+
+def _triplet(output: Value, target: Target) -> Value:
     """max(0, |a - p| - |a - n| + 1) for embeddings `[N, 3, D]` of an anchor, one of its class, one of another.
 
     Schroff et al., "FaceNet", CVPR 2015, section 3.1, with distances in place of squares, as PyTorch has it.
     """
     anchor, positive, negative = (output.slice(1, index, index + 1) for index in range(3))
+    return _hinge(_distance(anchor, positive), _distance(anchor, negative)).reshape(output.shape[:1])
 
-    def distance(other: Value) -> Value:
-        difference = anchor - other + TRIPLET_OFFSET
-        return output.graph.op("Sqrt", (difference * difference).sum([2], keepdims=True))
 
-    hinge = output.graph.op("Relu", distance(positive) - distance(negative) + MARGIN)
-    return hinge.reshape(output.shape[:1])
+def _hard_triplet(output: Value, target: Target) -> Value:
+    """The same for embeddings `[N, D]` with class ids: each is an anchor, against the farthest of its class in the batch
+    and the nearest of another.
+
+    Hermans et al., "In Defense of the Triplet Loss", 2017, equation 5. Rows of weight 0 are in nobody's way; an anchor
+    without another class costs nothing.
+    """
+    graph, (count, size) = output.graph, output.shape
+    distances = _distance(output.reshape([count, 1, size]), output.reshape([1, count, size]))
+    rows, columns = target.label.reshape([count, 1]), target.label.reshape([1, count])
+    same, real = graph.op("Equal", rows, columns).cast(output.dtype), target.weight.mask("Greater", 0.0)
+    far = (1.0 - (1.0 - same) * real) * FAR
+    positive = graph.op("ReduceMax", distances * (same * real), graph.ints([1]), keepdims=0)
+    return _hinge(positive, graph.op("ReduceMin", distances + far, graph.ints([1]), keepdims=0))
+
+
+def _embeddings(output: Value) -> Shape:
+    if output.rank != 2:
+        raise CompileError("output", f"hard_triplet needs an output [N, D], not {list(output.shape)}")
+    return output.shape[:1]
 
 
 def _triplets(output: Value) -> Shape:
@@ -159,10 +198,11 @@ LOSSES: dict[str, Loss] = {
         cut=("Softmax", "LogSoftmax", "Sigmoid"),
         smooths=True,
     ),
+    "hard_triplet": Loss(_hard_triplet, _embeddings, lambda output: (np.dtype(np.int64), output.shape[:1])),
     "huber": _regression(_huber),
     "l1": _regression(lambda error: error.graph.op("Abs", error)),
     "mse": _regression(lambda error: error * error),
-    "output": Loss(lambda output, label, smoothing: output, _examples, None),
+    "output": Loss(lambda output, target: output, _examples, None),
     "soft_cross_entropy": Loss(
         _soft_cross_entropy,
         _classes_on(1),

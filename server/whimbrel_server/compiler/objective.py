@@ -10,7 +10,7 @@ from whimbrel_server.compiler.activation import without_activation
 from whimbrel_server.compiler.contract import StepSpec
 from whimbrel_server.compiler.errors import CompileError
 from whimbrel_server.compiler.ir import Value
-from whimbrel_server.compiler.losses import LOSSES
+from whimbrel_server.compiler.losses import LOSSES, Target
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ def objective(output: Value, spec: StepSpec) -> Objective:
         raise CompileError("output", f"the output must be float with batch {spec.batch} first, not {output.shape}")
     label = output.graph.input("@label", *kind.label(output)) if kind.label else None
     weight = output.graph.input("@weight", output.dtype, (spec.batch,) if scalar else kind.positions(output))
-    sums = metrics.weighted_sums(kind.per_position(output, label, spec.label_smoothing), weight)
+    losses = kind.per_position(output, Target(label or weight, weight, spec.label_smoothing))
+    sums = metrics.weighted_sums(losses, weight)
     loss = metrics.weighted_mean(sums)
     sums |= metrics.metric_sums(spec.metrics, kind, output, label, weight)
     return Objective((label,) if label else (), weight, loss, sums, cut)

@@ -128,6 +128,13 @@ def loss_cases(rng: np.random.Generator) -> dict[str, tuple[Any, Any, float, Any
     def triplet(y: Any, _: Any) -> Any:
         return functional.triplet_margin_loss(y[:, 0], y[:, 1], y[:, 2], reduction="none")
 
+    def hard_triplet(y: Any, t: Any) -> Any:
+        """Of the first three rows alone: the last has weight 0. Classes 0, 1, 0: each row's choices can be named."""
+        d = (y[:, None] - y[None] + 1e-6).norm(dim=-1)
+        nearest = torch.stack([d[0, 1], torch.minimum(d[1, 0], d[1, 2]), d[2, 1]])
+        hardest = torch.stack([torch.maximum(d[0, 2], d[0, 0]), d[1, 1], torch.maximum(d[2, 0], d[2, 2])])
+        return torch.cat([torch.relu(hardest - nearest + 1), y[3:, 0] * 0])
+
     binary_label = (rng.random((6, 4)) < 0.5).astype(np.float64)
     return {
         "cross_entropy": (normal(6, 5), ids(5, 6), 0.0, classes(0.0)),
@@ -145,6 +152,7 @@ def loss_cases(rng: np.random.Generator) -> dict[str, tuple[Any, Any, float, Any
         "huber": (normal(4, 3), normal(4, 3), 0.0, mean(functional.huber_loss)),
         "cosine": (normal(5, 7), normal(5, 7), 0.0, lambda y, t: 1 - functional.cosine_similarity(y, t, dim=-1)),
         "triplet": (normal(4, 3, 6) * 0.5, None, 0.0, triplet),
+        "hard_triplet": (normal(4, 5) * 0.5, np.array([0, 1, 0, 1]), 0.0, hard_triplet),
         "output of each example": (normal(5), None, 0.0, lambda y, _: y),
     }
 
