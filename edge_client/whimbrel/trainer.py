@@ -44,7 +44,7 @@ class Trainer:
             raise ProtocolError(Code.TOO_FEW_EXAMPLES, f"{examples.count} examples, {least} are needed")
         self._job, self._examples = job, examples
         self._seed, self._spent_s, self.steps = job.seed, 0.0, 0
-        self._graph = _StepGraph(job, threads, low_memory)
+        self._graph = StepGraph(job, threads, low_memory)
         self._sums = dict.fromkeys(self._graph.sums(), 0.0)
         self._per_epoch = -(-examples.count // job.body.batch)
         self._epoch, self._order = -1, np.empty(0, np.int64)
@@ -133,13 +133,13 @@ def _shuffled(seed: bytes, epoch: int, count: int) -> npt.NDArray[np.int64]:
     return np.random.Generator(np.random.PCG64(mixed)).permutation(count)
 
 
-class _StepGraph:
-    """The train-step graph with its buffers."""
+class StepGraph:
+    """The train-step graph with its buffers. `frozen` holds the weights that the graph names but does not contain."""
 
-    def __init__(self, job: TrainingJob, threads: int, low_memory: bool) -> None:
+    def __init__(self, job: TrainingJob, threads: int, low_memory: bool, frozen: Mapping[str, Array] | None = None) -> None:
         body = job.body
-        self._session = open_graph(body.train_graph, body.inputs, body.outputs, (threads, low_memory))
-        self._batch = _BatchBuffers(body.inputs, body.batch)
+        self._session = open_graph(body.train_graph, body.inputs, body.outputs, (threads, low_memory), frozen)
+        self._batch = _BatchBuffers(body.inputs)
         start = [*job.base, *(np.full(one.shape, one.default, one.dtype) for one in _of(body.inputs, "state"))]
         moving = [*_of(body.inputs, "param"), *_of(body.inputs, "state")]
         renewed = [*_of(body.outputs, "param"), *_of(body.outputs, "state")]
@@ -164,6 +164,16 @@ class _StepGraph:
     def step(self, examples: Examples, rows: npt.NDArray[np.int64]) -> float:
         """Take one step on these rows and return its loss before the update."""
         self._batch.fill(examples, rows)
+        return self.advance()
+
+    def feed(self, arrays: Mapping[str, Array]) -> None:
+        """Put whole inputs in place for `advance`: a batch, or hyper-parameters."""
+        values = {**self._batch.values, **self._constants}
+        for name, array in arrays.items():
+            values[name].update_inplace(np.ascontiguousarray(array))
+
+    def advance(self) -> float:
+        """Take one step on the batch that is in place and return its loss before the update."""
         run(self._session, self._bindings[self._turn])
         self._turn = 1 - self._turn
         return float(self._metrics[_LOSS].numpy())
@@ -189,9 +199,9 @@ class _StepGraph:
 class _BatchBuffers:
     """One static buffer an input of a batch; a short batch is padded with rows of weight 0, which change nothing."""
 
-    def __init__(self, inputs: Sequence[Binding], batch: int) -> None:
+    def __init__(self, inputs: Sequence[Binding]) -> None:
         bindings = [one for role in ("data", "label", "weight") for one in _of(inputs, role)]
-        self._arrays = {one.name: np.zeros((batch, *one.shape[1:]), one.dtype) for one in bindings}
+        self._arrays = {one.name: np.zeros(one.shape, one.dtype) for one in bindings}
         self.values = {name: _value(array) for name, array in self._arrays.items()}
 
     def fill(self, examples: Examples, rows: npt.NDArray[np.int64]) -> None:
@@ -235,7 +245,7 @@ class Evaluator:
         """Return the metrics of `parameters` (plan order and shapes). Raises ProtocolError 504 without examples."""
         if not examples.count:
             raise ProtocolError(Code.TOO_FEW_EXAMPLES, "no examples to evaluate on")
-        batch = _BatchBuffers(self._body.eval_inputs, self._body.batch)
+        batch = _BatchBuffers(self._body.eval_inputs)
         weights = {one.name: _value(array) for one, array in zip(self._parameters(), parameters, strict=True)}
         sums = {one.name: _value(np.zeros(one.shape, one.dtype)) for one in self._body.eval_outputs}
         binding = self._session.io_binding()
@@ -260,8 +270,14 @@ def _metrics(totals: Mapping[str, float]) -> Metrics:
     return Metrics(totals["@loss_sum"] / weight, None if correct is None else correct / weight, totals[_WEIGHT_SUM])
 
 
-def open_graph(graph: bytes, inputs: Sequence[Binding], outputs: Sequence[Binding], how: tuple[int, bool]) -> Any:
-    """Return a session on a compressed graph; `how` is (threads, low_memory).
+def open_graph(
+    graph: bytes,
+    inputs: Sequence[Binding],
+    outputs: Sequence[Binding],
+    how: tuple[int, bool],
+    frozen: Mapping[str, Array] | None = None,
+) -> Any:
+    """Return a session on a compressed graph; `how` is (threads, low_memory), `frozen` the weights that lie outside of it.
 
     Raises ProtocolError 508 where the runtime refuses it or its inputs and outputs are not the plan's.
     """
@@ -270,6 +286,8 @@ def open_graph(graph: bytes, inputs: Sequence[Binding], outputs: Sequence[Bindin
     options.inter_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would burn battery
+    if frozen:
+        options.add_external_initializers(list(frozen), _values(list(frozen.values())))
     try:
         session = ort.InferenceSession(decompress(graph, _GRAPH_MAX), options, providers=["CPUExecutionProvider"])
     except ProtocolError:

@@ -75,6 +75,39 @@ def _codec(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check(arguments: argparse.Namespace) -> int:
+    from whimbrel_lab.check import command
+    from whimbrel_lab.check.facts import Options
+
+    names = ("file", "loss", "output", "batch", "init", "optimizer", "lora", "head", "exact", "seed", "timeout_s")
+    chosen = {name: getattr(arguments, name) for name in names}
+    trainable = tuple(arguments.trainable)
+    options = Options(**chosen, trainable=trainable, inputs=dict(arguments.input), values=dict(arguments.value))
+    return command.run(options, arguments.json)
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, sizes = text.rpartition("=")
+    shape = tuple(int(size) for size in sizes.split(","))
+    if not name or min(shape) < 1:
+        raise argparse.ArgumentTypeError("expected NAME=SIZE,SIZE,... with sizes of at least 1")
+    return name, shape
+
+
+def _value(text: str) -> tuple[str, float]:
+    name, _, number = text.rpartition("=")
+    if not name:
+        raise argparse.ArgumentTypeError("expected NAME=NUMBER")
+    return name, float(number)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return value
+
+
 def _widths(text: str) -> tuple[int, ...]:
     widths = tuple(int(part) for part in text.split(","))
     if not all(8 <= width <= 32 for width in widths):
@@ -123,9 +156,31 @@ def _parser() -> argparse.ArgumentParser:
     codec.add_argument("--seed", type=int, default=1)
     codec.add_argument("--json", action="store_true", help="one object instead of a table")
     codec.set_defaults(run=_codec)
+    _add_check(commands)
     bench = commands.add_parser("bench", help="print speed ratios, each against its baseline in the same run")
     bench.set_defaults(run=_bench)
     return parser
+
+
+def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    check = commands.add_parser("check", help="tell whether an ONNX model trains on devices, what a round costs, and try it")
+    check.add_argument("file", metavar="FILE.onnx")
+    check.add_argument("--loss", default="auto", help="the compiler's losses by name; default: one that fits the output")
+    check.add_argument("--output", metavar="NAME", help="the output to train on; default: the first of real numbers")
+    trainable = "auto (the largest part that can be), all, last:K, biases, norms, or patterns of weight names"
+    check.add_argument("--trainable", nargs="+", default=["auto"], metavar="WHAT", help=f"{trainable}; default auto")
+    check.add_argument("--input", action="append", type=_shape, default=[], metavar="NAME=4,2048", help="an input's shape")
+    check.add_argument("--value", action="append", type=_value, default=[], metavar="NAME=16000", help="a scalar input")
+    check.add_argument("--batch", type=_positive, metavar="N", help="examples a step, where the file leaves it open")
+    check.add_argument("--init", choices=["he"], default="", help="random values for weights that the file leaves out")
+    check.add_argument("--optimizer", choices=["sgd", "momentum", "nesterov", "adam", "adamw"], default="sgd")
+    check.add_argument("--lora", type=_positive, default=0, metavar="RANK", help="train low-rank adapters only")
+    check.add_argument("--head", type=_positive, default=0, metavar="CLASSES", help="a new final layer of so many classes")
+    check.add_argument("--exact", action="store_true", help="check the gradient in float64 too (slow)")
+    check.add_argument("--seed", type=int, default=1)
+    check.add_argument("--timeout", dest="timeout_s", type=float, default=1800.0, metavar="SECONDS")
+    check.add_argument("--json", action="store_true", help="one object instead of a report")
+    check.set_defaults(run=_check)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,110 @@
+"""What a model is trained on where its author has not said: an output, a loss that fits it, and labels at random.
+
+What belongs here: guesses from an output's shape, its values and the operator that ends it. What does not: the losses, which
+are the compiler's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from whimbrel_lab.check.runtime import Array
+
+SAME_VALUES = frozenset({"Identity", "Reshape", "Squeeze", "Unsqueeze", "Cast", "Flatten"})
+FALLBACK = "mse"
+
+
+class NoOutput(ValueError):
+    """No output of the model can be trained on."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """An output, its loss, and why, in words; `certain`: the author chose the loss."""
+
+    output: str
+    loss: str
+    why: str
+    certain: bool
+
+
+def choose(model: onnx.ModelProto, outputs: Mapping[str, Array], output: str | None, loss: str) -> Objective:
+    """The author's choice, completed. Raises NoOutput for a name that is none, or where no output is of real numbers."""
+    name = output or next((name for name, array in outputs.items() if array.dtype.kind == "f" and array.size), "")
+    if name not in outputs:
+        raise NoOutput(f"the model has no float output {output or ''!r}; it has {', '.join(outputs)}")
+    if loss != "auto":
+        return Objective(name, loss, "as asked", certain=True)
+    ending = _ending(model, name)
+    guess, why = _loss_for(outputs[name], ending)
+    return Objective(name, guess, why, certain=False)
+
+
+def _ending(model: onnx.ModelProto, output: str) -> onnx.NodeProto | None:
+    """The node whose values the output shows, perhaps in another shape."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    node = makers.get(output)
+    while node is not None and node.op_type in SAME_VALUES and node.input:
+        node = makers.get(node.input[0])
+    return node
+
+
+def _loss_for(output: Array, ending: onnx.NodeProto | None) -> tuple[str, str]:
+    shape, op = output.shape, ending.op_type if ending else ""
+    if output.ndim == 0:
+        return "output", "the output is one number: it is taken for the loss"
+    if op == "Sigmoid":
+        return "bce_with_logits", "the output ends in Sigmoid"
+    if op in ("Softmax", "LogSoftmax"):
+        return _by_class_axis(ending, output), f"the output ends in {op}"
+    if output.ndim == 1 or shape[-1] == 1 or output.ndim > 3:
+        return FALLBACK, f"an output {list(shape)} is taken for real numbers"
+    if _probabilities(output):
+        return FALLBACK, f"an output {list(shape)} of probabilities without a Softmax node"
+    if output.ndim == 2:
+        return "cross_entropy", f"an output {list(shape)} is taken for the scores of {shape[1]} classes"
+    return "token_cross_entropy", f"an output {list(shape)} is taken for the scores of {shape[2]} classes at each position"
+
+
+def _by_class_axis(node: onnx.NodeProto | None, output: Array) -> str:
+    axes = [attribute.i for attribute in node.attribute if attribute.name == "axis"] if node else []
+    axis = (axes[0] if axes else -1) % output.ndim
+    if axis == output.ndim - 1 and output.ndim > 2 and output.shape[-1] > 1:
+        return "token_cross_entropy"
+    return "cross_entropy"
+
+
+def _probabilities(output: Array) -> bool:
+    return bool((output >= 0).all() and np.allclose(output.sum(axis=-1), 1.0, atol=1e-3))
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def labels(objective: Objective, output: Array, shape: Sequence[int], dtype: np.dtype[np.generic], seed: int) -> Array:
+    """Labels of the step's shape and type, at random: classes that exist, targets of the output's own size."""
+    rng = np.random.default_rng(seed)
+    if dtype.kind in "iu":
+        return rng.integers(_first_class(objective.loss), _classes(objective.loss, output), shape).astype(dtype)
+    if objective.loss == "bce_with_logits":
+        return rng.integers(0, 2, shape).astype(dtype)
+    if objective.loss == "soft_cross_entropy":
+        raw = rng.random(shape) + 0.05
+        return np.asarray(raw / raw.sum(axis=1, keepdims=True), dtype)
+    values = rng.standard_normal(shape) * max(float(output.std()), 0.1) + float(output.mean())
+    return np.clip(values, 0.0, 1.0).astype(dtype) if _probabilities(output) else values.astype(dtype)
+
+
+def _first_class(loss: str) -> int:
+    return int(loss == "ctc")  # class 0 is the blank
+
+
+def _classes(loss: str, output: Array) -> int:
+    if loss == "triplet":
+        return max(2, len(output) // 2)  # pairs of one class
+    axis = 1 if loss == "cross_entropy" else output.ndim - 1
+    return max(2, int(output.shape[axis]))
