@@ -82,7 +82,8 @@ def in_double(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with every float32 weight, input, output and cast turned into float64."""
     double = onnx.ModelProto()
     double.CopyFrom(model)
-    for tensor in double.graph.initializer:
+    constants = [attr.t for node in double.graph.node if node.op_type == "Constant" for attr in node.attribute]
+    for tensor in [*double.graph.initializer, *constants]:
         if tensor.data_type == onnx.TensorProto.FLOAT:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
     for info in [*double.graph.input, *double.graph.output]:

@@ -4,7 +4,7 @@ Everything is measured and nothing judged here: the tests, and the table of oper
 numbers to their bounds.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from unittest.mock import patch
@@ -59,8 +59,8 @@ def forward_error(case: Case, opset: int) -> float:
 
 def gradient_error(case: Case, opset: int) -> float:
     """In float64 on the reference evaluator, against a central difference in one random direction an operand."""
-    model = in_double(case.model(opset))
-    run, names = reference(_gradient_model(case, model)), trained(model)
+    model = case.model(opset)
+    run, names = reference(_gradient_model(case, model, in_double)), trained(model)
     point = {name: np.float64(case.values()[name]) for name in names}
     found, rng, errors = run(point), np.random.default_rng(7), [0.0]
     for name, array in point.items():
@@ -76,8 +76,8 @@ def rounding_error(case: Case, opset: int) -> float:
     """Loss and gradients in float32 on onnxruntime, against float64 on the reference evaluator."""
     single = case.model(opset)
     values = {name: case.values()[name] for name in trained(single)}
-    exact = reference(_gradient_model(case, in_double(single)))({name: np.float64(a) for name, a in values.items()})
-    found = stock(_gradient_model(case, single))(values)
+    exact = reference(_gradient_model(case, single, in_double))({name: np.float64(a) for name, a in values.items()})
+    found = stock(_gradient_model(case, single, lambda prepared: prepared))(values)
     return max(relative_error(found[name], exact[name]) for name in exact)
 
 
@@ -107,10 +107,13 @@ def _forward_models(model: onnx.ModelProto) -> dict[str, onnx.ModelProto]:
     return models
 
 
-def _gradient_model(case: Case, model: onnx.ModelProto) -> onnx.ModelProto:
+def _gradient_model(
+    case: Case, model: onnx.ModelProto, precision: Callable[[onnx.ModelProto], onnx.ModelProto]
+) -> onnx.ModelProto:
     """Inputs: the trained operands; outputs: a fixed random projection of all float results, and its gradients."""
     with _as_the_case_asks(case):
-        source = reader.read(_projected(prepare.prepare(model), model.graph.output), "projection", 1, {}, trained(model))
+        projected = _projected(prepare.prepare(model), model.graph.output)
+        source = reader.read(precision(projected), "projection", 1, {}, trained(model))
         loss = source.output.reshape([])
         gradients = grad(loss, source.weights)
     expected = [] if case.op in STOPS else list(source.weights)
@@ -123,16 +126,14 @@ def _projected(model: onnx.ModelProto, results: Sequence[onnx.ValueInfoProto]) -
     """The model with one more output, `projection` `[1, 1]`: all float results times random numbers, added up."""
     rng, parts, graph = np.random.default_rng(5), [], model.graph
     for result in results:
-        tensor = result.type.tensor_type
+        tensor, name = result.type.tensor_type, result.name
         size = int(np.prod([dim.dim_value for dim in tensor.shape.dim], dtype=np.int64))
         if tensor.elem_type in FLOATS:
             column = rng.normal(size=(size, 1)).astype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-            graph.initializer.append(numpy_helper.from_array(column, f"{result.name}.column"))
-            graph.node.append(helper.make_node("Reshape", [result.name, "row"], [f"{result.name}.row"]))
-            graph.node.append(
-                helper.make_node("MatMul", [f"{result.name}.row", f"{result.name}.column"], [f"{result.name}.part"])
-            )
-            parts.append(f"{result.name}.part")
+            graph.initializer.append(numpy_helper.from_array(column, f"{name}.column"))
+            graph.node.append(helper.make_node("Reshape", [name, "row"], [f"{name}.row"]))
+            graph.node.append(helper.make_node("MatMul", [f"{name}.row", f"{name}.column"], [f"{name}.part"]))
+            parts.append(f"{name}.part")
     graph.initializer.append(numpy_helper.from_array(np.array([1, -1]), "row"))
     graph.node.append(helper.make_node("Sum", parts, ["projection"]))
     graph.output.append(onnx.ValueInfoProto(name="projection"))

@@ -7,19 +7,21 @@ model; how they are read or differentiated is not known here.
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
 from onnx import helper
 
 from whimbrel_server.compiler.errors import CompileError
+from whimbrel_server.compiler.nested import reads, subgraphs
 
 TRAINABLE_TYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 # Operands that configure an operator; a weight used as one is never trained.
 SETTINGS: Mapping[str, frozenset[int]] = {
     "BatchNormalization": frozenset({3, 4}),
+    "CastLike": frozenset({1}),
     "Clip": frozenset({1, 2}),
     "DequantizeLinear": frozenset({1, 2}),
     "Dropout": frozenset({1, 2}),
@@ -105,10 +107,11 @@ class Uses:
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.graph = graph
+        self.nodes = list(all_nodes(graph))
         self.tensors = weights_of(graph)
-        self.maker = {name: node for node in graph.node for name in node.output}
+        self.maker = {name: node for node in self.nodes for name in node.output}
         self.weight = {name: name for name in self.tensors}
-        for node in graph.node:
+        for node in self.nodes:
             if node.op_type in RESHAPING and node.input[0] in self.weight:
                 self.weight[node.output[0]] = self.weight[node.input[0]]
         for name in self._settings():
@@ -117,7 +120,7 @@ class Uses:
     def _settings(self) -> set[str]:
         return {
             self.weight[name]
-            for node in self.graph.node
+            for node in self.nodes
             for index, name in enumerate(node.input)
             if index in SETTINGS.get(node.op_type, ()) and name in self.weight
         }
@@ -166,30 +169,27 @@ def layers(uses: Uses, output: str | None = None) -> list[list[str]]:
 
 
 def leading_to(graph: onnx.GraphProto, output: str | None) -> list[onnx.NodeProto]:
-    """The nodes that `output` (or any output) needs, in the file's order."""
+    """The nodes that `output` (or any output) needs, in the file's order, those inside an If before it."""
     names = {info.name for info in graph.output} if output is None else {output}
     nodes = []
-    for node in reversed(graph.node):
+    for node in reversed(list(all_nodes(graph))):
         if names.intersection(node.output):
-            names.update(read_by(node))
+            names.update(reads(node), (info.name for inner in subgraphs(node) for info in inner.output))
             nodes.append(node)
     return nodes[::-1]
 
 
-def read_by(node: onnx.NodeProto) -> set[str]:
-    """The tensors that a node reads, those that its subgraphs take from outside included."""
-    names = set(node.input)
-    for attribute in node.attribute:
-        for graph in [attribute.g, *attribute.graphs]:
-            for inner in graph.node:
-                names |= read_by(inner)
-            names.update(info.name for info in graph.output)
-    return names - {""}
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph, each after those of the graphs inside it."""
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from all_nodes(inner)
+        yield node
 
 
 def _biases(uses: Uses) -> set[str]:
     found = set()
-    for node in uses.graph.node:
+    for node in uses.nodes:
         index = BIASES.get(node.op_type, len(node.input))
         if index < len(node.input):
             found.add(uses.weight.get(node.input[index], ""))
@@ -202,7 +202,7 @@ def _norms(uses: Uses) -> set[str]:
     """Scale and bias of normalisations, of those too that an exporter wrote out as x / sqrt(variance + epsilon)."""
     found: set[str] = set()
     normal: set[str] = set()
-    for node in uses.graph.node:
+    for node in uses.nodes:
         if node.op_type in NORMALISATIONS:
             found.update(uses.used_by(node))
         elif _divides_by_deviation(uses, node):
