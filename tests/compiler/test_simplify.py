@@ -9,8 +9,9 @@ from onnx.numpy_helper import from_array
 
 from tests.compiler.evaluation import Array, reference
 from whimbrel_server.compiler import simplify
+from whimbrel_server.compiler.draft import Draft
 from whimbrel_server.compiler.ir import Graph, Value
-from whimbrel_server.compiler.simplify import REWRITES, Draft
+from whimbrel_server.compiler.simplify import REWRITES
 
 DOUBLE = np.dtype(np.float64)
 X, W, S, ROWS = (2, 3, 4), (3, 4), (), (2, 1, 4)
@@ -25,6 +26,17 @@ class Operands:
     s: Value
     i: Value
 
+    def padded(self, begin: int) -> Value:
+        """w with zero rows around it, seven rows in all."""
+        return self.w.pad([begin, 0], [4 - begin, 0])
+
+    def looked_up(self) -> Value:
+        """Zeros of x's shape with w and then x[0] added to the same planes, which i names."""
+        graph = self.x.graph
+        plane, first = self.i.slice(0, 0, 1).slice(2, 0, 1).reshape([1, 1]), self.x.slice(0, 0, 1)
+        once = graph.op("ScatterND", graph.zeros(X, DOUBLE), plane, self.w.reshape([1, 3, 4]), reduction="add")
+        return graph.op("ScatterND", once, plane, first, reduction="add")
+
     def scattered(self) -> Value:
         """Zeros of x's shape with part of x added at rows i; sparse while nobody needs it dense."""
         graph = self.x.graph
@@ -36,6 +48,16 @@ def scattered(v: dict[str, Array]) -> Array:
     dense = np.zeros(X)
     np.put_along_axis(dense, v["i"], v["x"][:, :1], axis=1)
     return dense
+
+
+def looked_up(v: dict[str, Array]) -> Array:
+    dense = np.zeros(X)
+    dense[v["i"][0, 0, 0]] += v["w"] + v["x"][0]
+    return dense
+
+
+def padded(v: dict[str, Array], begin: int) -> Array:
+    return np.pad(v["w"], ((begin, 4 - begin), (0, 0)))
 
 
 Formula = Callable[[dict[str, Array]], Array]
@@ -133,6 +155,68 @@ REWRITTEN: dict[str, tuple[Callable[[Operands], Value], Formula, list[str]]] = {
         lambda v: scattered(v) - v["x"],
         ["Neg", "Slice", "ScatterElements"],
     ),
+    "scaled sum of scatters": (
+        lambda o: -(o.looked_up() * o.s) / o.s,
+        lambda v: -looked_up(v),
+        [*["Slice"] * 3, *["Reshape"] * 2, "Neg", *["Mul"] * 2, *["Div"] * 2, *["ScatterND"] * 2],
+    ),
+    "minus scatters": (
+        lambda o: o.x - o.s * o.looked_up(),
+        lambda v: v["x"] - v["s"] * looked_up(v),
+        [*["Slice"] * 3, *["Reshape"] * 2, "Neg", *["Mul"] * 2, *["ScatterND"] * 2],
+    ),
+    "scatters and more": (
+        lambda o: (o.looked_up() - o.x) + o.looked_up(),
+        lambda v: 2 * looked_up(v) - v["x"],
+        [*["Slice"] * 3, *["Reshape"] * 2, "Neg", *["ScatterND"] * 4],
+    ),
+    "scaled margins": (
+        lambda o: o.padded(1) * o.s,
+        lambda v: padded(v, 1) * v["s"],
+        ["Mul", "Pad"],
+    ),
+    "neighbours": (
+        lambda o: o.padded(4) + o.padded(1),
+        lambda v: padded(v, 1) + padded(v, 4),
+        ["Concat", "Pad"],
+    ),
+    "neighbours without margins": (
+        lambda o: (o.w * 2.0).pad([2, 0], [3, 0]) + o.w.pad([5, 0], [0, 0]) + o.w.slice(0, 0, 2).pad([0, 0], [6, 0]),
+        lambda v: np.concatenate([v["w"][:2], v["w"] * 2.0, v["w"]]),
+        ["Mul", "Slice", "Concat"],
+    ),
+    "apart": (
+        lambda o: o.padded(0) + o.padded(4),
+        lambda v: padded(v, 0) + padded(v, 4),
+        ["Pad", "Pad", "Add"],
+    ),
+    "neighbours on another axis": (
+        lambda o: o.w.pad([0, 4], [3, 0]) + o.w.pad([3, 0], [0, 4]),
+        lambda v: np.pad(v["w"], ((0, 3), (4, 0))) + np.pad(v["w"], ((3, 0), (0, 4))),
+        ["Pad", "Pad", "Add"],
+    ),
+    "concat of one": (lambda o: o.x.graph.op("Concat", o.x, axis=1), lambda v: v["x"], []),
+    "past a transpose": (
+        lambda o: (o.x.transpose([1, 0, 2]) * o.s + o.w.slice(1, 0, 1).reshape([3, 1, 1])).transpose([1, 0, 2]),
+        lambda v: v["x"] * v["s"] + v["w"][:, :1],
+        ["Mul", "Slice", "Reshape", "Add"],
+    ),
+    "past two transposes": (
+        lambda o: o.x.transpose([2, 0, 1]) * o.x.transpose([2, 0, 1]),
+        lambda v: (v["x"] ** 2).transpose(2, 0, 1),
+        ["Mul", "Transpose"],
+    ),
+    "past unlike transposes": (
+        lambda o: o.x.slice(1, 0, 2).transpose([0, 2, 1]) - o.x.slice(1, 0, 2).transpose([2, 0, 1]).transpose([1, 0, 2]),
+        lambda v: np.zeros((2, 4, 2)),
+        ["Slice", "Transpose", "Sub"],
+    ),
+    "sum past a transpose": (
+        lambda o: o.x.transpose([1, 2, 0]).sum([1]),
+        lambda v: v["x"].sum(axis=2).T[:, None],
+        ["ReduceSum", "Transpose"],
+    ),
+    "size": (lambda o: o.x.graph.op("Size", o.x), lambda v: np.array(24), []),
 }
 
 

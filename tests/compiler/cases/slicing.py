@@ -29,5 +29,4 @@ CASES = {
     "split-attribute": Case("Split", ([2, 6],), {"axis": 1, "split": [2, 4]}, outputs=("y", "z")),
     "split-equal": Case("Split", ([4, 3],), outputs=("y", "z")),
     "split-last-smaller": Case("Split", ([5, 3],), {"num_outputs": 2}, outputs=("y", "z")),
-    "split-one-used": Case("Split", ([2, 3, 4], ints(1, 2)), {"axis": -2}, outputs=("", "y")),
 }

@@ -1,6 +1,6 @@
-"""Operators that select or place by tensors of indices: the Gather and Scatter families, TopK, Compress.
+"""Operators that select or place by tensors of indices: the Gather and Scatter families, and TopK.
 
-Scatter-adds that start from zeros stay sparse as long as nobody needs them dense (`simplify.py`): an embedding's
+Scatter-adds that start from zeros stay sparse as long as nobody needs them dense (`sparse.py`): an embedding's
 update then touches only the rows that were looked up.
 """
 
@@ -88,12 +88,12 @@ def _scatter_extreme(n: Node, g: Value) -> Gradients:
 def _chosen(n: Node, x: Value) -> Value:
     """What of `x` stands where the node's updates went."""
     if n.op == "ScatterElements":
-        return x.graph.op("GatherElements", x, n[1], axis=n.attrs.get("axis", 0))
+        return x.graph.op("GatherElements", x, n[1], axis=n.attrs.get("axis", 0) % x.rank)
     return x.graph.op("Gather", x, n[1].reshape([n[1].size]), axis=0)
 
 
 def _placed(n: Node, base: Value, updates: Value, reduction: str) -> Value:
-    axis = {"axis": n.attrs.get("axis", 0)} if n.op == "ScatterElements" else {}
+    axis = {"axis": n.attrs.get("axis", 0) % base.rank} if n.op == "ScatterElements" else {}
     if n.op == "ScatterND" and reduction == "add":
         return scatter_add(base, n[1].reshape([n[1].size]), updates)
     return base.graph.op(n.op, base, n[1], updates, reduction=reduction, **axis)
@@ -161,15 +161,7 @@ def _lower_top_k(graph: Graph, x: Value, k: Value, **attrs: int) -> tuple[Value,
     return graph.multi("TopK", x, k, outputs=2, **attrs)
 
 
-def _lower_compress(graph: Graph, x: Value, condition: Value, *, axis: int | None = None) -> Value:
-    if condition.data is None:  # its shape depends on the data, which making the node reports
-        return graph.op("Compress", x, condition, **({} if axis is None else {"axis": axis}))
-    flat = x.reshape([x.size]) if axis is None else x
-    return _lower_gather(graph, flat, graph.ints(np.flatnonzero(condition.data).tolist()), axis=axis or 0)
-
-
 LOWERINGS: dict[str, Lowering] = {
-    "Compress": _lower_compress,
     "Gather": _lower_gather,
     "GatherND": _lower_gather_nd,
     "ScatterND": _lower_scatter_nd,

@@ -17,7 +17,8 @@ def _transpose(n: Node, g: Value) -> Gradients:
 
 def _tile(n: Node, g: Value) -> Gradients:
     """Sums over the copies, each on an axis of its own."""
-    shape, copies = [], []
+    shape: list[int] = []
+    copies: list[int] = []
     for size, whole in zip(n[0].shape, g.shape, strict=True):
         if whole != size:
             copies.append(len(shape))
@@ -91,6 +92,7 @@ def _lower_eye_like(graph: Graph, x: Value, *, dtype: int | None = None, k: int 
 
 
 LOWERINGS: dict[str, Lowering] = {
+    "CumSum": lambda graph, x, axis, **attrs: graph.op("CumSum", x, axis.reshape([]), **attrs),
     "DepthToSpace": _lower_depth_to_space,
     "EyeLike": _lower_eye_like,
     "Flatten": _lower_flatten,

@@ -169,7 +169,7 @@ def _lower_slice(
     if length is None or (axes is not None and axes.data is None):
         return graph.op("Slice", x, starts, ends, axes, steps)
     places = starts + graph.ints(range(length)).cast(starts.dtype)
-    return graph.op("Gather", x, places, axis=0 if axes is None else int(axes.data))
+    return graph.op("Gather", x, places, axis=0 if axes is None else _numbers(axes)[0])
 
 
 def _length(starts: Value, ends: Value, steps: Value | None) -> int | None:
