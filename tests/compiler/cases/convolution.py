@@ -12,6 +12,18 @@ CASES = {
     "conv-pointwise-stride": Case("Conv", ([2, 3, 5, 5], [4, 3, 1, 1]), {"strides": [2, 2]}),
     "conv-grouped": Case("Conv", ([2, 4, 5, 5], [6, 2, 3, 3], [6]), {"group": 2, "strides": [2, 2]}),
     "conv-depthwise": Case("Conv", ([2, 3, 6, 6], [3, 1, 3, 3]), {"group": 3, "pads": [1, 1, 1, 1]}),
+    "conv-depthwise-small": Case("Conv", ([2, 3, 4, 5], [3, 1, 3, 3], [3]), {"group": 3, "pads": [1, 1, 1, 1]}),
+    "conv-depthwise-blocks": Case("Conv", ([2, 2, 8, 7], [2, 1, 5, 3], [2]), {"group": 2, "pads": [2, 1, 2, 0]}),
+    "conv-depthwise-stride-blocks": Case(
+        "Conv", ([2, 2, 12, 12], [2, 1, 3, 3]), {"group": 2, "pads": [1, 1, 1, 1], "strides": [2, 2]}
+    ),
+    "conv-depthwise-dilated-blocks": Case(
+        "Conv", ([1, 2, 9, 6], [2, 1, 3, 2]), {"group": 2, "pads": [3, 1, 3, 0], "dilations": [3, 1]}
+    ),
+    "conv-depthwise-large": Case("Conv", ([1, 2, 7, 40], [2, 1, 3, 3], [2]), {"group": 2}),
+    "conv-depthwise-line": Case("Conv", ([2, 3, 40], [3, 1, 3]), {"group": 3, "pads": [1, 1]}),
+    "conv-depthwise-volume": Case("Conv", ([2, 2, 4, 3, 4], [2, 1, 3, 3, 3]), {"group": 2, "pads": [1] * 6}),
+    "conv-narrow": Case("Conv", ([2, 2, 6, 5], [20, 2, 3, 3], [20]), {"pads": [1, 1, 0, 1], "strides": [1, 2]}),
     "conv-same-upper": Case("Conv", ([1, 2, 6, 7], [2, 2, 3, 4]), {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
     "conv-same-lower": Case("Conv", ([1, 2, 6, 7], [2, 2, 2, 4]), {"auto_pad": "SAME_LOWER"}),
     "conv-valid": Case("Conv", ([1, 2, 6, 7], [2, 2, 2, 4]), {"auto_pad": "VALID"}),

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from whimbrel_server.compiler.ir import Graph, Node, Value
+from whimbrel_server.compiler.rules.convolution_products import as_product
 from whimbrel_server.compiler.rules.table import Lowering, Rule
 from whimbrel_server.compiler.rules.windows import Window, explicit, patches, shifted, window_of
 
@@ -20,8 +21,11 @@ PATCHES_IN_CACHE = 512 * 1024  # ... unless all patches together (floats) stay i
 
 
 def lower_convolution(graph: Graph, x: Value, w: Value, bias: Value | None = None, **attrs: Any) -> Value:
-    window = explicit(x, w.shape[2:], attrs)
-    return graph.op("Conv", *_present(x, w, bias), **window.attributes(), **_grouping(attrs.get("group", 1)))
+    window, group = explicit(x, w.shape[2:], attrs), attrs.get("group", 1)
+    product = as_product(x, w, bias, window, group)
+    if product is not None:
+        return product
+    return graph.op("Conv", *_present(x, w, bias), **window.attributes(), **_grouping(group))
 
 
 def lower_transposed(graph: Graph, x: Value, w: Value, bias: Value | None = None, **attrs: Any) -> Value:

@@ -1,0 +1,8 @@
+"""From which sizes on one form of an operator is faster than another, as measured; no form is built here.
+
+`whimbrel-lab bench costs` measures the forms again and prints the limits that this machine would have.
+"""
+
+MOST_PATCHED_CHANNELS = 4  # an input of so few channels is collected into patches once, for forward and weight gradient
+LARGEST_BAND = 1024  # elements of a depthwise kernel's band matrix, one channel and block
+MOMENTS_PER_CHANNEL = 40  # K*K products of K inputs' moments are cheaper than so many passes over M outputs: K*K <= 40 M
