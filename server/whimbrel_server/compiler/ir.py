@@ -179,6 +179,8 @@ class Graph:
 
     def __init__(self) -> None:
         self.origin = ""
+        self.training = False  # whether lowerings take the form that an operator has while training ...
+        self.updates: dict[Value, Value] = {}  # ... and what then becomes of inputs that no optimiser moves
         self.domains: dict[str, int] = {}  # operator sets beside the standard one, for nodes kept as they are
         self._shared: dict[tuple[object, ...], tuple[Value, ...]] = {}
 

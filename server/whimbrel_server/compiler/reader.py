@@ -39,6 +39,7 @@ def read(
     batch: int,
     dims: Mapping[str, Sequence[int]],
     train: Iterable[str],
+    training: bool = False,
 ) -> Source:
     """Reads the nodes that `output` needs, with the weights named in `train` as graph inputs.
 
@@ -47,6 +48,7 @@ def read(
     proto = prepared.graph
     nodes, needed = _needed(proto, _output_name(proto, output))
     graph, chosen = Graph(), set(train)
+    graph.training = training
     values = _read_initialisers(graph, proto, needed, chosen)
     data = _read_inputs(graph, proto, needed, batch, dims)
     values.update({value.name: value for value in data})

@@ -3,6 +3,7 @@
 from tests.compiler.cases import (
     activations,
     arithmetic,
+    batch_normalization,
     convolution,
     indexing,
     moving,
@@ -15,6 +16,18 @@ from tests.compiler.cases import (
 
 CASES = {
     name: case
-    for topic in (arithmetic, activations, products, reductions, moving, slicing, indexing, stops, convolution, pooling)
+    for topic in (
+        batch_normalization,
+        arithmetic,
+        activations,
+        products,
+        reductions,
+        moving,
+        slicing,
+        indexing,
+        stops,
+        convolution,
+        pooling,
+    )
     for name, case in topic.CASES.items()
 }
