@@ -3,7 +3,9 @@
 Only the exception types belong here; what is wrong is decided where it is found.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+LISTED = 12  # names in a message; programs read all of them from the exception
 
 
 class CompileError(ValueError):
@@ -27,17 +29,31 @@ class Refusal(Exception):
 class UnsupportedOperator(CompileError):
     """An operator without a usable gradient between the loss and a trained weight.
 
-    `trainable` holds the weights that no refused node separates from the loss: the largest set that can
-    be trained instead.
+    `path` leads from the refused node back to the nearest trained weight, which is its last entry. `trainable` holds
+    the weights that no refused node separates from the loss: the largest set that can be trained instead.
     """
 
-    def __init__(self, op: str, node: str, reason: str, blocked: str, trainable: Sequence[str]) -> None:
-        advice = f"train only the weights after it: train={list(trainable)!r}" if trainable else "no weight lies after it"
+    def __init__(self, op: str, node: str, reason: str, path: Sequence[str], trainable: Mapping[str, int], nodes: int) -> None:
         why = f" ({reason})" if reason else ""
+        way = " <- ".join(repr(name) for name in path)
         super().__init__(
             "unsupported-operator",
-            f"{op} (node {node!r}) has no gradient{why} and lies between the loss and {blocked!r}; {advice}",
+            f"{op} (node {node!r}) has no gradient{why} and lies between the loss and {path[-1]!r}: {way}; "
+            + _advice(trainable, nodes),
         )
         self.op = op
         self.node = node
+        self.path = tuple(path)
         self.trainable = tuple(trainable)
+
+
+def _advice(trainable: Mapping[str, int], nodes: int) -> str:
+    """What can be trained instead: names and element counts of the weights, and how many nodes depend on them."""
+    if not trainable:
+        return "no weight lies after it"
+    names, count = list(trainable), sum(trainable.values())
+    shown = f"train={names!r}" if len(names) <= LISTED else f"train=[{names[0]!r}, ... {names[-1]!r}]"
+    return (
+        f"train only the weights after it, {len(names)} weights of {count:,} numbers in {nodes} nodes: {shown}; "
+        "freeze='auto' does so by itself"
+    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, defs, helper, numpy_helper
+from onnx import AttributeProto, TensorProto, defs, helper, numpy_helper
 
 from whimbrel_server.compiler.errors import CompileError
 from whimbrel_server.compiler.nested import rename, subgraphs
@@ -66,7 +66,7 @@ class Exporter:
         while not outs[-1]:
             outs.pop()
         own = len(ins) - len(node.captures)
-        proto = helper.make_node(node.op, ins[:own], outs, domain=node.domain, **node.attrs)
+        proto = make_node(node.op, ins[:own], outs, node.attrs, node.domain)
         for graph in subgraphs(proto):
             rename(graph, dict(zip(node.captures, ins[own:], strict=True)))
         return proto
@@ -82,6 +82,7 @@ class Exporter:
         graph = self._body(body, {f"{out}@step": body.results[i] for i, out in zip(kept, outs, strict=True)})
         scans = len(body.inputs) - body.carries
         ways = {name: way[: len(kept) - body.carries] if "output" in name else way for name, way in node.attrs.items()}
+        ways = {name: way for name, way in ways.items() if way}
         return helper.make_node("Scan", ins[: len(body.inputs)], outs, body=graph, num_scan_inputs=scans, **ways)
 
     def _body(self, body: "Body", results: "Mapping[str, Value]") -> onnx.GraphProto:
@@ -133,6 +134,15 @@ def check(model: onnx.ModelProto) -> None:
 def external_constants(model: onnx.ModelProto) -> dict[str, TensorProto]:
     """The constants of a model that the client hands over, by name: type and shape without bytes."""
     return {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL}
+
+
+def make_node(op: str, ins: Sequence[str], outs: Sequence[str], attrs: Mapping[str, Any], domain: str = "") -> onnx.NodeProto:
+    """A node; attributes are Python values, or protobufs where a value does not tell its type (an empty list)."""
+    node = helper.make_node(op, ins, outs, domain=domain)
+    for name in sorted(attrs):
+        value = attrs[name]
+        node.attribute.append(value if isinstance(value, AttributeProto) else helper.make_attribute(name, value))
+    return node
 
 
 def _declared(label: str, data: np.ndarray[Any, Any]) -> TensorProto:

@@ -3,12 +3,14 @@
 `fit` is the only place that undoes broadcasting. What an operator's gradient is stands in `rules/`.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 
 from whimbrel_server.compiler.errors import Refusal, UnsupportedOperator
 from whimbrel_server.compiler.ir import Node, Value, topological
 from whimbrel_server.compiler.rules import RULES, Gradients
+
+LOSS = "loss"  # the origin of the nodes that no source node stands for
 
 
 def fit(gradient: Value, shape: Sequence[int]) -> Value:
@@ -42,13 +44,18 @@ def grad(loss: Value, wrt: Mapping[str, Value]) -> dict[str, Value]:
     return {name: gradients[value] for name, value in wrt.items() if value in gradients}
 
 
-def _live_values(order: Sequence[Node], sources: Any) -> set[Value]:
-    """What depends on `sources` through floating-point tensors only."""
+def _live_values(order: Sequence[Node], sources: Iterable[Value]) -> set[Value]:
+    """What depends on `sources` through tensors that carry gradients only."""
     live = set(sources)
     for node in order:
         if any(value in live for value in node.ins if value is not None):
-            live.update(value for value in node.outs if value.is_float)
+            live.update(value for value in node.outs if _carries(value))
     return live
+
+
+def _carries(value: Value) -> bool:
+    """Real numbers, and sequences, which may hold them: a gradient that ends there must not pass for zero."""
+    return value.is_float or value.dtype.kind == "O"
 
 
 def _propagate(
@@ -76,12 +83,38 @@ def _propagate(
 def _unsupported(order: Sequence[Node], refused: Mapping[Node, str], wrt: Mapping[str, Value]) -> UnsupportedOperator:
     """The error for the refused node nearest the data, with the weights that stay trainable."""
     node = next(node for node in order if node in refused)
-    behind = {name for name, value in wrt.items() if _meets(order, value, refused)}
-    blocked = next(name for name, value in wrt.items() if _meets(order, value, {node: ""}))
-    trainable = [name for name in wrt if name not in behind]
-    return UnsupportedOperator(node.op, node.origin, refused[node], blocked, trainable)
+    behind = _leading_to(order, refused)
+    trainable = {name: value for name, value in wrt.items() if value not in behind}
+    after = _live_values(order, trainable.values())
+    return UnsupportedOperator(
+        f"{node.domain}.{node.op}" if node.domain else node.op,
+        node.origin,
+        refused[node],
+        _path(node, wrt),
+        {name: value.size for name, value in trainable.items()},
+        len({node.origin for node in order if not after.isdisjoint(node.outs)} - {LOSS}),
+    )
 
 
-def _meets(order: Sequence[Node], source: Value, nodes: Mapping[Node, str]) -> bool:
-    live = _live_values(order, [source])
-    return any(not live.isdisjoint(node.outs) for node in nodes)
+def _leading_to(order: Sequence[Node], targets: Mapping[Node, str]) -> set[Value]:
+    """The values from which one of the nodes is reached."""
+    leading = {value for node in targets for value in node.ins if value is not None}
+    for node in reversed(order):
+        if any(value in leading and _carries(value) for value in node.outs):
+            leading.update(value for value in node.ins if value is not None)
+    return leading
+
+
+def _path(node: Node, wrt: Mapping[str, Value]) -> list[str]:
+    """The source nodes from `node` back to the nearest of the weights, and that weight."""
+    names = {value: name for name, value in wrt.items()}
+    queue, seen = deque([(node, [node.origin])]), {node}
+    while queue:
+        current, path = queue.popleft()
+        for value in (value for value in current.ins if value is not None and _carries(value)):
+            if value in names:
+                return [*dict.fromkeys(path), names[value]]
+            if value.node is not None and value.node not in seen:
+                seen.add(value.node)
+                queue.append((value.node, [*path, value.node.origin]))
+    raise AssertionError("no weight lies behind a node that a gradient refused")

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from onnx import defs, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
+from whimbrel_server.compiler.draft import Draft
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.export import EMBED_LIMIT, IR_VERSION, Exporter, check, elem_type, inside
+from whimbrel_server.compiler.export import EMBED_LIMIT, IR_VERSION, Exporter, check, elem_type, inside, make_node
 from whimbrel_server.compiler.export import OPSET as OPSET
 from whimbrel_server.compiler.export import topological as topological
-from whimbrel_server.compiler.simplify import Draft, folds, rewrite
+from whimbrel_server.compiler.simplify import folds, rewrite
 
+STEEP = 2.0**100
 SHAPE_DATA_LIMIT = 1024  # elements a constant may have and still be shown to shape inference
 ABSENT = np.dtype("V")
 SHORT = 1024  # bytes up to which a constant is its own key
@@ -97,8 +99,11 @@ class Value:
     def mask(self, condition: str, other: "Value | Number") -> "Value":
         """1 where `condition` ("Greater", "Equal") holds, else 0, in this dtype.
 
-        Comparison and Cast are several times faster on onnxruntime's CPU kernels than `Where` or `Sign`.
+        Comparison and Cast are several times faster on onnxruntime's CPU kernels than `Where` or `Sign`; "Greater"
+        than zero is faster still as a sigmoid so steep that only numbers below 1e-30 fall on its slope.
         """
+        if condition == "Greater" and not isinstance(other, Value) and other == 0 and self.dtype == np.float32:
+            return self.graph.op("HardSigmoid", self, alpha=STEEP, beta=0.0)
         return self.graph.op(condition, self, self.like(other)).cast(self.dtype)
 
     def reshape(self, shape: Sequence[int]) -> "Value":
@@ -182,10 +187,19 @@ class Graph:
         self.training = False  # whether lowerings take the form that an operator has while training ...
         self.updates: dict[Value, Value] = {}  # ... and what then becomes of inputs that no optimiser moves
         self.domains: dict[str, int] = {}  # operator sets beside the standard one, for nodes kept as they are
+        self._trained: set[Value] = set()
         self._shared: dict[tuple[object, ...], tuple[Value, ...]] = {}
 
-    def input(self, name: str, dtype: np.dtype[Any], shape: Sequence[int]) -> Value:
-        return Value(self, np.dtype(dtype), tuple(shape), name)
+    def input(self, name: str, dtype: np.dtype[Any], shape: Sequence[int], trained: bool = False) -> Value:
+        value = Value(self, np.dtype(dtype), tuple(shape), name)
+        if trained:
+            self._trained.add(value)
+        return value
+
+    def trains(self, values: Iterable[Value]) -> bool:
+        """Whether one of `values` is or depends on a trained input: whether a gradient may be wanted there."""
+        ends = list(values)
+        return not self._trained.isdisjoint([*ends, *(value for node in topological(ends) for value in node.ins if value)])
 
     def constant(self, data: Array, name: str = "") -> Value:
         """A constant; equal constants of equal name are one value."""
@@ -335,13 +349,11 @@ def _adjacent_runs(axes: Sequence[int]) -> list[list[int]]:
 
 
 def _attribute_bytes(attrs: Attributes) -> bytes:
-    protos = (helper.make_attribute(name, attrs[name]) for name in sorted(attrs))
-    return b"".join(proto.SerializeToString(deterministic=True) for proto in protos)
+    return bytes(make_node("", [], [], attrs).SerializeToString(deterministic=True))
 
 
 def _node_proto(name: str, ins: Sequence[Value | None], outs: Sequence[str], attrs: Attributes) -> onnx.NodeProto:
-    names = [f"x{i}" if value is not None else "" for i, value in enumerate(ins)]
-    return helper.make_node(name, names, outs, **attrs)
+    return make_node(name, [f"x{i}" if value is not None else "" for i, value in enumerate(ins)], outs, attrs)
 
 
 def _evaluate(draft: Draft) -> Array:

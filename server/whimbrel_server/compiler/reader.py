@@ -1,22 +1,29 @@
-"""From an ONNX inference model to the expression graph: what is read, lowered, promoted and refused.
+"""From an ONNX inference model to the expression graph: what is read, lowered, promoted and kept as it is.
 
 `read` walks a prepared model and makes the trained weights graph inputs. Bringing models to one form is
 `prepare.py`'s, choosing weights `selection.py`'s; losses, gradients and optimisers do not belong here.
 """
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import AttributeProto, defs, helper, numpy_helper
 
-from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.ir import Array, Graph, Value
-from whimbrel_server.compiler.prepare import STANDARD_DOMAINS
+from whimbrel_server.compiler.contract import Run
+from whimbrel_server.compiler.errors import CompileError, Refusal
+from whimbrel_server.compiler.export import EXTERNAL_FROM, OPSET, topological
+from whimbrel_server.compiler.inputs import Inputs, check_name, read_inputs
+from whimbrel_server.compiler.ir import Array, Graph, Node, Value
+from whimbrel_server.compiler.nested import all_graphs, captured_names, reads, subgraphs
+from whimbrel_server.compiler.opaque import Keeper, declared_types, refuse
+from whimbrel_server.compiler.prepare import STANDARD_DOMAINS, opset_of
 from whimbrel_server.compiler.rules import LOWERINGS
-from whimbrel_server.compiler.selection import weights_of
+
+UNKNOWN_SHAPE = ("dynamic-shape", "shape-inference")
 
 
 @dataclass(frozen=True)
@@ -39,25 +46,28 @@ def read(
     batch: int,
     dims: Mapping[str, Sequence[int]],
     train: Iterable[str],
-    training: bool = False,
+    values: Mapping[str, float] | None = None,
+    run: Run | None = None,
 ) -> Source:
     """Reads the nodes that `output` needs, with the weights named in `train` as graph inputs.
 
-    `batch` becomes the unknown first dimension of each data input; `dims` gives whole shapes by input name.
+    `batch` becomes the unknown first dimension of each data input; `dims` gives whole shapes by input name;
+    `values` fixes inputs. `run` executes what leads to a node whose shape cannot be inferred.
+    A name in `train` may also be the result of any node that depends on constants alone.
     """
     proto = prepared.graph
-    nodes, needed = _needed(proto, _output_name(proto, output))
-    graph, chosen = Graph(), set(train)
-    graph.training = training
-    values = _read_initialisers(graph, proto, needed, chosen)
-    data = _read_inputs(graph, proto, needed, batch, dims)
-    values.update({value.name: value for value in data})
+    name = _output_name(proto, output)
+    nodes, needed = _needed(proto, name)
+    graph = Graph()
+    graph.domains.update(
+        {entry.domain: entry.version for entry in prepared.opset_import if entry.domain not in STANDARD_DOMAINS}
+    )
+    initialised = {tensor.name for tensor in proto.initializer}
+    infos = [info for info in proto.input if info.name in needed and info.name not in initialised]
+    reader = _Reader(prepared, graph, read_inputs(graph, infos, batch, dims, values or {}), frozenset(train), run)
     for node in nodes:
-        _read_node(graph, node, values, chosen)
-    weights = {name: values[name] for name in weights_of(proto) if name in values}
-    trained = {name: value for name, value in weights.items() if value.data is None}
-    frozen = tuple(name for name, value in weights.items() if value.data is not None and value.rank > 0)
-    return Source(graph, data, values[_output_name(proto, output)], trained, frozen)
+        reader.node(node)
+    return reader.source(name)
 
 
 def _output_name(proto: onnx.GraphProto, output: str | None) -> str:
@@ -74,106 +84,177 @@ def _needed(proto: onnx.GraphProto, output: str) -> tuple[list[onnx.NodeProto], 
     names, nodes = {output}, []
     for node in reversed(proto.node):
         if names.intersection(node.output):
-            names.update(node.input)
+            names.update(reads(node))
             nodes.append(node)
     return nodes[::-1], names
 
 
-def _read_initialisers(graph: Graph, proto: onnx.GraphProto, needed: set[str], train: set[str]) -> dict[str, Value]:
-    values: dict[str, Value] = {}
-    for tensor in proto.initializer:
-        if tensor.name in needed:
-            values[tensor.name] = _weight(graph, tensor.name, numpy_helper.to_array(tensor), train)
-    return values
+class _Reader:
+    """The values of one model's tensors by name, as they become known; lives for one reading.
 
+    What cannot be read is an error only where something needs it: a branch that is not taken may hold anything.
+    """
 
-def _weight(graph: Graph, name: str, data: Array, train: set[str]) -> Value:
-    if data.dtype.kind != "f":
-        return graph.constant(data)
-    _check_name(name)
-    return graph.input(name, data.dtype, data.shape) if name in train else graph.constant(data, name)
+    def __init__(self, prepared: onnx.ModelProto, graph: Graph, inputs: Inputs, train: frozenset[str], run: Run | None) -> None:
+        self.graph = graph
+        self.inputs = inputs
+        self.train = train
+        self.opset = opset_of(prepared)
+        self.tensors = {tensor.name: tensor for tensor in prepared.graph.initializer}
+        self.values: dict[str, Value | CompileError] = dict(inputs.by_name())
+        self.weights: dict[str, Value] = {}
+        self.start: dict[str, Array] = {}
+        self.used = {name for inner in all_graphs(prepared.graph) for node in inner.node for name in node.input}
+        self.used.update(info.name for info in prepared.graph.output)
+        self.keeper = Keeper(graph, run, declared_types(all_graphs(prepared.graph)), inputs.sizes, self.start)
 
+    def source(self, output: str) -> Source:
+        trained = {name: value for name, value in self.weights.items() if value.data is None}
+        frozen = tuple(name for name, value in self.weights.items() if value.data is not None and value.rank > 0)
+        return Source(self.graph, self.inputs.data, self.value(output), trained, frozen)
 
-def _check_name(name: str) -> None:
-    if "@" in name:
-        raise CompileError("reserved-name", f"{name!r}: '@' in names is reserved for the train step's tensors")
+    def value(self, name: str) -> Value:
+        """The tensor called `name`; raises what kept it from being read."""
+        if name not in self.values and name in self.tensors:
+            self.values[name] = self.weight(name, numpy_helper.to_array(self.tensors[name]))
+        value = self.values.get(name)
+        if isinstance(value, CompileError):
+            raise value
+        if value is None:
+            raise CompileError("model-invalid", f"nothing gives {name!r}")
+        return value
 
-
-def _read_inputs(
-    graph: Graph, proto: onnx.GraphProto, needed: set[str], batch: int, dims: Mapping[str, Sequence[int]]
-) -> tuple[Value, ...]:
-    initialised = {tensor.name for tensor in proto.initializer}
-    infos = [info for info in proto.input if info.name in needed and info.name not in initialised]
-    unknown = set(dims) - {info.name for info in infos}
-    if unknown:
-        raise CompileError("dims", f"{sorted(unknown)!r} name no data input; there are {[i.name for i in infos]!r}")
-    return tuple(_read_input(graph, info, batch, dims.get(info.name)) for info in infos)
-
-
-def _read_input(graph: Graph, info: onnx.ValueInfoProto, batch: int, dims: Sequence[int] | None) -> Value:
-    _check_name(info.name)
-    tensor = info.type.tensor_type
-    shape = list(dims) if dims is not None else _declared_shape(tensor)
-    if shape and dims is None and shape[0] is None:
-        shape[0] = batch
-    if any(size is None for size in shape) or (dims is None and not tensor.HasField("shape")):
-        raise CompileError("dims", f"the shape of input {info.name!r} is not known: {shape}; give it in dims")
-    if shape and shape[0] != batch:
-        raise CompileError("batch", f"input {info.name!r} has a fixed batch of {shape[0]}, not {batch}")
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-    return graph.input(info.name, dtype, [int(size) for size in shape if size is not None])
-
-
-def _declared_shape(tensor: onnx.TypeProto.Tensor) -> list[int | None]:
-    """Sizes where positive, None where symbolic, nameless or -1."""
-    return [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
-
-
-def _read_node(graph: Graph, node: onnx.NodeProto, values: dict[str, Value], train: set[str]) -> None:
-    graph.origin = node.name or node.output[0]
-    attrs = {attr.name: _attribute(attr, f"{node.op_type} (node {graph.origin!r})") for attr in node.attribute}
-    if node.op_type == "Constant":
-        values[node.output[0]] = _weight(graph, node.output[0], _constant(attrs, graph.origin), train)
-        return
-    if node.domain not in STANDARD_DOMAINS:
-        raise CompileError(
-            "foreign-operator",
-            f"{node.domain}.{node.op_type} (node {graph.origin!r}): only ONNX's standard operators run on every device",
+    def weight(self, name: str, data: Array) -> Value:
+        if data.dtype.kind != "f" and data.nbytes < EXTERNAL_FROM:
+            return self.graph.constant(data)
+        check_name(name)
+        if data.dtype.kind != "f":
+            return self.graph.constant(data, name)
+        trained = name in self.train
+        self.weights[name] = (
+            self.graph.input(name, data.dtype, data.shape, True) if trained else self.graph.constant(data, name)
         )
-    ins = [values[name] if name else None for name in node.input]
-    results = _lower(graph, node, ins, attrs)
-    values.update(zip(node.output, results, strict=False))
-    missing = [name for name in node.output[len(results) :] if name]
-    if missing:
-        raise CompileError("extra-output", f"{node.op_type} (node {graph.origin!r}): output {missing[0]!r} is not kept")
+        if trained:
+            self.start[name] = data
+        return self.weights[name]
 
+    def node(self, node: onnx.NodeProto) -> None:
+        """Reads a node, or remembers for each of its outputs why it cannot be read."""
+        self.graph.origin = node.name or node.output[0]
+        try:
+            results = self.results(node)
+        except CompileError as error:
+            self.values.update(dict.fromkeys(node.output, error))
+            return
+        self.values.update({name: self.promoted(name, v) for name, v in zip(node.output, results, strict=False) if name})
 
-def _lower(graph: Graph, node: onnx.NodeProto, ins: Sequence[Value | None], attrs: dict[str, Any]) -> tuple[Value, ...]:
-    """Through the table of lowerings, or as it stands: an operator without a gradient may still be run."""
-    if node.op_type in LOWERINGS:
-        result = LOWERINGS[node.op_type](graph, *ins, **attrs)
+    def promoted(self, name: str, value: Value) -> Value:
+        """A graph input in place of a computed constant that is to be trained."""
+        if name not in self.train or name in self.weights or not value.is_float or not _constant(value):
+            return value
+        check_name(name)
+        self.weights[name] = self.graph.input(name, value.dtype, value.shape)
+        return self.weights[name]
+
+    def results(self, node: onnx.NodeProto) -> Sequence[Value]:
+        if node.op_type == "Constant" and node.domain in STANDARD_DOMAINS:
+            return [self.weight(node.output[0], _constant_data(node, self.graph.origin))]
+        ins = [self.value(name) if name else None for name in node.input]
+        if node.op_type == "If" and ins[0] is not None and ins[0].data is not None:
+            return self.branch(node, bool(ins[0].data.item()))
+        if node.domain not in STANDARD_DOMAINS:
+            return self.kept(node, ins, f"{node.domain} is no standard domain")
+        if subgraphs(node):
+            return self.kept(node, ins, "it contains a graph, and its condition or trip count is not a constant")
+        return self.standard(node, ins)
+
+    def branch(self, node: onnx.NodeProto, taken: bool) -> Sequence[Value]:
+        """The branch of an If whose condition is known, read as if it stood there itself."""
+        name = "then_branch" if taken else "else_branch"
+        graph = next(attr.g for attr in node.attribute if attr.name == name)
+        self.tensors.update({tensor.name: tensor for tensor in graph.initializer})
+        for inner in graph.node:
+            self.node(inner)
+        return [self.value(info.name) for info in graph.output]
+
+    def standard(self, node: onnx.NodeProto, ins: list[Value | None]) -> Sequence[Value]:
+        """Through the table of lowerings, or as it stands: an operator without a gradient may still be run."""
+        attrs = _attributes(node, self.opset, self.graph.origin)
+        try:
+            results = self.lowered(node, ins, attrs)
+        except Refusal as refusal:
+            return self.kept(node, ins, str(refusal))
+        except CompileError as error:
+            if error.code not in UNKNOWN_SHAPE or self.keeper.run is None:
+                raise
+            return self.kept(node, ins, None)
+        if any(name in self.used for name in node.output[len(results) :]):
+            return self.kept(node, ins, "an output is read that has no gradient")
+        return results
+
+    def lowered(self, node: onnx.NodeProto, ins: list[Value | None], attrs: dict[str, Any]) -> Sequence[Value]:
+        lowering = LOWERINGS.get(node.op_type)
+        if lowering is None and not defs.has(node.op_type, OPSET):
+            raise CompileError("opset", f"{node.op_type} (node {self.graph.origin!r}) does not exist in opset {OPSET}")
+        if lowering is None:
+            while ins and ins[-1] is None:
+                ins = ins[:-1]
+            return self.graph.multi(node.op_type, *ins, outputs=len(node.output), **attrs)
+        if "opset" in inspect.signature(lowering).parameters:
+            attrs["opset"] = self.opset
+        result = lowering(self.graph, *ins, **attrs)
         return result if isinstance(result, tuple) else (result,)
-    while ins and ins[-1] is None:
-        ins = ins[:-1]
-    return graph.multi(node.op_type, *ins, outputs=len(node.output), **attrs)
+
+    def kept(self, node: onnx.NodeProto, ins: Sequence[Value | None], reason: str | None) -> Sequence[Value]:
+        """The node as the file has it; with a `reason` no gradient passes it."""
+        captures = list(dict.fromkeys(name for graph in subgraphs(node) for name in captured_names(graph)))
+        attrs = _attributes(node, self.opset, self.graph.origin)
+        made = Node(node.op_type, (*ins, *map(self.value, captures)), attrs, self.graph.origin, captures=tuple(captures))
+        if node.domain not in STANDARD_DOMAINS:
+            made.domain = node.domain
+        if reason is not None:
+            made.gradient = refuse(reason)
+        return self.keeper.keep(made, list(node.output))
 
 
-def _attribute(attr: onnx.AttributeProto, where: str) -> Any:
-    if attr.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
-        raise CompileError("control-flow", f"{where} contains a graph: branches and loops are not compiled")
+def _constant(value: Value) -> bool:
+    leaves = {leaf for node in topological([value]) for leaf in node.ins if leaf is not None and leaf.node is None}
+    return all(leaf.data is not None for leaf in leaves | ({value} if value.node is None else set()))
+
+
+def _attributes(node: onnx.NodeProto, opset: int, origin: str) -> dict[str, Any]:
+    """A node's attributes; what a newer opset added is left out where it changes nothing, and refused elsewhere."""
+    attrs = {attr.name: _attribute(attr) for attr in node.attribute}
+    if opset <= OPSET or node.domain not in STANDARD_DOMAINS or not defs.has(node.op_type, OPSET):
+        return attrs
+    newer, older = defs.get_schema(node.op_type, opset), defs.get_schema(node.op_type, OPSET)
+    added = [name for name in attrs if name not in older.attributes]
+    for name in added:
+        default = newer.attributes[name].default_value
+        if helper.get_attribute_value(default) != attrs[name]:
+            raise CompileError(
+                "opset", f"{node.op_type} (node {origin!r}): {name!r} exists since opset {newer.since_version} only"
+            )
+        del attrs[name]
+    return attrs
+
+
+def _attribute(attr: AttributeProto) -> Any:
     value = helper.get_attribute_value(attr)
     if isinstance(value, bytes):
         return value.decode()
-    if isinstance(value, list) and value and isinstance(value[0], bytes):
+    if isinstance(value, list) and not value:
+        return attr
+    if isinstance(value, list) and isinstance(value[0], bytes):
         return [item.decode() for item in value]
     return value
 
 
-def _constant(attrs: Mapping[str, Any], origin: str) -> Array:
-    ((name, value),) = attrs.items()
-    if name == "value":
-        return numpy_helper.to_array(value)
+def _constant_data(node: onnx.NodeProto, origin: str) -> Array:
+    (attr,) = node.attribute
+    if attr.name == "value":
+        return numpy_helper.to_array(attr.t)
     dtypes = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
-    if name not in dtypes:
-        raise CompileError("constant", f"Constant (node {origin!r}) with {name!r} is not supported")
-    return np.array(value, dtypes[name])
+    if attr.name not in dtypes:
+        raise CompileError("constant", f"Constant (node {origin!r}) with {attr.name!r} is not supported")
+    return np.array(helper.get_attribute_value(attr), dtypes[attr.name])

@@ -1,0 +1,130 @@
+"""Nodes that are kept as the source model has them: other domains, inner graphs, operators without a lowering.
+
+Such a node needs the types of its outputs and nothing more: they come from onnx's inference, from the file, or from
+running what leads to the node. A gradient that reaches one is refused.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import numpy as np
+import onnx
+from onnx import TypeProto, helper, numpy_helper, shape_inference
+
+from whimbrel_server.compiler.contract import Run
+from whimbrel_server.compiler.errors import CompileError, Refusal
+from whimbrel_server.compiler.export import IR_VERSION, OPSET, Exporter, elem_type, make_node
+from whimbrel_server.compiler.inputs import static_shape
+from whimbrel_server.compiler.ir import ABSENT, SHAPE_DATA_LIMIT, Array, Graph, Node, Value
+
+Type = tuple[np.dtype[Any], tuple[int, ...]]
+NO_TENSOR: Type = (np.dtype(object), ())  # a sequence, map or optional: only other kept nodes can read it
+WITHOUT_LIMIT = 1 << 62
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Makes kept nodes in `graph`.
+
+    `declared` holds the types the file states, `sizes` what their symbols stand for; `start` gives trained weights
+    their shipped values where `run` executes what leads to a node.
+    """
+
+    graph: Graph
+    run: Run | None
+    declared: Mapping[str, TypeProto] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    start: Mapping[str, Array] = field(default_factory=dict)
+
+    def keep(self, node: Node, outputs: Sequence[str]) -> tuple[Value, ...]:
+        """The outputs of `node`, called `outputs` in the file ("" where it gives none)."""
+        inferred = _inferred(node, len(outputs), self.graph.domains)
+        stated = [_static(self.declared.get(name), self.sizes) for name in outputs]
+        types = [(ABSENT, ()) if not name else a or b for name, a, b in zip(outputs, inferred, stated, strict=True)]
+        if any(found is None for found in types):
+            types = self._measured(node, outputs)
+        return self.graph.foreign(node, [found for found in types if found is not None])
+
+    def _measured(self, node: Node, outputs: Sequence[str]) -> list[Type | None]:
+        where = f"{node.op} (node {node.origin!r})"
+        if self.run is None:
+            raise CompileError("shape-inference", f"{where}: neither onnx nor the file tells the shape of {list(outputs)!r}")
+        first, second = self._results(node, outputs, where, 1.0), self._results(node, outputs, where, 0.0)
+        if second and first != second:
+            raise CompileError("dynamic-shape", f"{where}: the output's shape depends on the data")
+        found = iter(first)
+        return [next(found) if name else (ABSENT, ()) for name in outputs]
+
+    def _results(self, node: Node, outputs: Sequence[str], where: str, fill: float) -> list[Type]:
+        """The types that the node's outputs have when all data is `fill`; none where it cannot run on zeros."""
+        assert self.run is not None, "asked only where something may be run"
+        self.graph.foreign(node, [NO_TENSOR if name else (ABSENT, ()) for name in outputs])
+        exporter = Exporter({f"{i}@kept": v for i, v in enumerate(node.outs) if not v.absent}, limit=WITHOUT_LIMIT)
+        leaves = {v: None for n in exporter.order for v in n.ins if v is not None and v.node is None and v.data is None}
+        model = exporter.model(list(leaves), "prefix", self.graph.domains)
+        for info in model.graph.output:
+            info.ClearField("type")
+        feeds = {v.name: self.start.get(v.name, np.full(v.shape, fill, v.dtype)) for v in leaves}
+        try:
+            return [_type_of(result) for result in self.run(model, feeds)]
+        except Exception as error:  # whatever a runtime raises: it is not known here
+            if not fill:
+                return []
+            raise CompileError("shape-inference", f"{where} does not run: {error}") from error
+
+
+def refuse(reason: str) -> Callable[..., NoReturn]:
+    """The gradient rule of a kept node."""
+
+    def gradient(*_: object) -> NoReturn:
+        raise Refusal(reason)
+
+    return gradient
+
+
+def _inferred(node: Node, count: int, domains: Mapping[str, int]) -> list[Type | None]:
+    """What onnx's inference tells of the node alone, given the types of what it reads, its small constants included."""
+    own = len(node.ins) - len(node.captures)
+    names = [f"{i}@in" if value is not None else "" for i, value in enumerate(node.ins[:own])]
+    known = {name: value for name, value in zip([*names, *node.captures], node.ins, strict=True) if value is not None}
+    outs = [f"{i}@out" for i in range(count)]
+    graph = helper.make_graph(
+        [make_node(node.op, names, outs, node.attrs, node.domain)],
+        "node",
+        [helper.make_tensor_value_info(name, elem_type(v), v.shape) for name, v in known.items()],
+        [],
+        [
+            numpy_helper.from_array(v.data, name)
+            for name, v in known.items()
+            if v.data is not None and v.size <= SHAPE_DATA_LIMIT
+        ],
+    )
+    imports = [helper.make_opsetid(domain, version) for domain, version in {"": OPSET, **domains}.items()]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
+    try:
+        found = {info.name: info.type for info in shape_inference.infer_shapes(model, data_prop=True).graph.value_info}
+    except shape_inference.InferenceError:
+        found = {}
+    return [_static(found.get(name), {}) for name in outs]
+
+
+def _static(proto: TypeProto | None, sizes: Mapping[str, int]) -> Type | None:
+    """A type without open sizes, or None."""
+    if proto is None or proto.WhichOneof("value") is None:
+        return None
+    if not proto.HasField("tensor_type"):
+        return NO_TENSOR
+    shape = static_shape(proto.tensor_type, sizes)
+    if not proto.tensor_type.HasField("shape") or None in shape:
+        return None
+    return np.dtype(helper.tensor_dtype_to_np_dtype(proto.tensor_type.elem_type)), tuple(n for n in shape if n is not None)
+
+
+def _type_of(result: object) -> Type:
+    return (result.dtype, result.shape) if isinstance(result, np.ndarray) else NO_TENSOR
+
+
+def declared_types(graphs: Iterator[onnx.GraphProto]) -> dict[str, TypeProto]:
+    """The types that a file states for its tensors, by name."""
+    return {info.name: info.type for graph in graphs for info in (*graph.value_info, *graph.output)}
