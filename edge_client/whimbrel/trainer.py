@@ -173,10 +173,15 @@ class StepGraph:
             values[name].update_inplace(np.ascontiguousarray(array))
 
     def advance(self) -> float:
-        """Take one step on the batch that is in place and return its loss before the update."""
+        """Take one step on the batch that is in place and return its loss before the update.
+
+        A loss that is not finite leaves the parameters and the state what they were: nothing was written into them.
+        """
         run(self._session, self._bindings[self._turn])
-        self._turn = 1 - self._turn
-        return float(self._metrics[_LOSS].numpy())
+        loss = float(self._metrics[_LOSS].numpy())
+        if np.isfinite(loss):
+            self._turn = 1 - self._turn
+        return loss
 
     def sums(self) -> dict[str, float]:
         """Return the metric sums of the last step's batch, by name."""

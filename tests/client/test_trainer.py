@@ -145,6 +145,23 @@ def test_training_that_diverges_stops_with_its_number() -> None:
     assert caught.value.code is Code.NOT_FINITE
 
 
+def test_a_step_that_is_not_finite_leaves_what_was_learnt_before() -> None:
+    """One row is not a number: its step is refused by number, and update and checkpoint are those of the steps before."""
+    refused_at, clean = set(), data()
+    for bad in range(0, 21, 4):
+        x = examples(21)["x"]
+        x[bad, 0] = np.nan
+        trainer, sound = Trainer(job(momentum=0.9), data(x=x)), Trainer(job(momentum=0.9), clean)
+        with pytest.raises(ProtocolError, match=r"step \d is nan") as caught:
+            trainer.run(60.0)
+        assert caught.value.code is Code.NOT_FINITE
+        while sound.steps < trainer.steps:
+            sound.run(0.0)
+        np.testing.assert_array_equal(trainer.update(), sound.update())
+        refused_at.add(trainer.steps)
+    assert len(refused_at) > 1
+
+
 def test_training_teaches_and_the_evaluator_sees_it() -> None:
     body, base = compiled()
     rows, judge = data(120), Evaluator(body)
