@@ -105,6 +105,8 @@ def _plus(base: Value, gradient: Value, scale: Value | None = None) -> Value:
     if node is None or node.op != "Gemm" or node.has(2) or gradient.shape != base.shape:
         return base + gradient if scale is None else base - -scale * gradient
     left, right = node[0], node[1]
+    if scale is not None and min(left.size, right.size) > 2 * base.size:  # to scale a factor would cost more than the sum
+        return base - -scale * gradient
     if scale is not None:
         left, right = (left * scale, right) if left.size <= right.size else (left, right * scale)
     return base.graph.op("Gemm", left, right, base, **{key: attr for key, attr in node.attrs.items() if key != "beta"})

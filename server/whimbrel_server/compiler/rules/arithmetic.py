@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from whimbrel_server.compiler.ir import Graph, Node, Value
+from whimbrel_server.compiler.ir import STEEP, Graph, Node, Value
 from whimbrel_server.compiler.rules.table import Gradients, Lowering, Rule
 
 
@@ -37,7 +37,21 @@ def _clip(n: Node, g: Value) -> Gradients:
     """Passes where nothing was moved: one comparison instead of two. What was moved follows its bound."""
     low = g * n[0].mask("Less", n[1]) if n.has(1) else None
     high = g * n[0].mask("Greater", n[2]) if n.has(2) else None
-    return g * n[0].mask("Equal", n.y), low, high
+    return g * _kept(n), low, high
+
+
+def _kept(n: Node) -> Value:
+    """1 where Clip moved nothing, and where it can be told from the result alone, so that the operand need not be kept:
+    inside of bounds whose middle and half distance are exact."""
+    bounds = [n[i].data if n.has(i) else None for i in (1, 2)]
+    if bounds[0] is None or bounds[1] is None or n.y.dtype != np.float32:
+        return n[0].mask("Equal", n.y)
+    low, high = (np.float32(bound) for bound in bounds)
+    middle, half = (low + high) / 2, (high - low) / 2
+    if not (middle - half == low and middle + half == high and 2.0**-20 < half < 2.0**20):
+        return n[0].mask("Equal", n.y)
+    distance = n.y.graph.op("Abs", n.y - float(middle))
+    return n.y.graph.op("HardSigmoid", distance, alpha=-STEEP, beta=float(half) * STEEP)
 
 
 def _extreme(n: Node, g: Value) -> Gradients:
@@ -72,7 +86,7 @@ RULES: dict[str, Rule] = {
     "Max": _extreme,
     "Min": _extreme,
     "Mod": lambda n, g: (g, -(g * ((n[0] - n.y) / n[1]))),  # of floats: x - truncated(x / m) * m
-    "Mul": lambda n, g: (g * n[1], g * n[0]),
+    "Mul": lambda n, g: (g * n[1], g * n[0]) if n[0] is not n[1] else (g * 2.0 * n[0], None),
     "Neg": lambda n, g: (-g,),
     "Pow": _pow,
     "Reciprocal": lambda n, g: (-(g * (n.y * n.y)),),

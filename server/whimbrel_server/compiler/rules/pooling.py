@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from whimbrel_server.compiler.draft import made_by
 from whimbrel_server.compiler.errors import Refusal
 from whimbrel_server.compiler.ir import Graph, Node, Value
 from whimbrel_server.compiler.rules.convolution import input_gradient
@@ -33,9 +34,14 @@ def lower_average_pool(graph: Graph, x: Value, **attrs: Any) -> Value:
 
 
 def lower_max_pool(graph: Graph, x: Value, **attrs: Any) -> tuple[Value, ...]:
-    """Always made with its indices; export drops the second output where nobody reads it."""
-    window = explicit(x, attrs["kernel_shape"], attrs)
-    return graph.multi("MaxPool", x, outputs=2, **window.attributes(), **attrs)
+    """Always made with its indices; export drops the second output where nobody reads it.
+
+    The larger of two numbers stays so behind a Relu, which is cheaper, forward and back, on what pooling leaves.
+    """
+    how = {**explicit(x, attrs["kernel_shape"], attrs).attributes(), **attrs}
+    y, indices = graph.multi("MaxPool", x, outputs=2, **how)
+    relu = made_by(x, "Relu")
+    return graph.op("Relu", graph.multi("MaxPool", relu[0], outputs=2, **how)[0]) if relu else y, indices
 
 
 def lower_lp_pool(graph: Graph, x: Value, **attrs: Any) -> Value:

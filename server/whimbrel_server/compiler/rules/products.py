@@ -14,12 +14,17 @@ def _swap_last(value: Value) -> Value:
 def _matmul(n: Node, g: Value) -> Gradients:
     a, b = n[0], n[1]
     if b.rank > 2:
-        return g @ _swap_last(b), _swap_last(a) @ g
+        return g @ _swap_last(b), _across(a, g)
     rows, flat = a.reshape([-1, a.shape[-1]]), g.reshape([-1, g.shape[-1]])
     return (
         g.graph.op("Gemm", flat, b, transB=1).reshape(a.shape),
         g.graph.op("Gemm", rows, flat, transA=1),
     )
+
+
+def _across(a: Value, g: Value) -> Value:
+    """a^T g of stacked matrices; the smaller operand is the one that is copied."""
+    return _swap_last(_swap_last(g) @ a) if g.shape[-1] <= a.shape[-1] else _swap_last(a) @ g
 
 
 def _gemm(n: Node, g: Value) -> Gradients:
