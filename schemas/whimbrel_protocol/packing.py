@@ -26,11 +26,11 @@ CANARY = 0xA5C3
 class WindowSum:
     """What a window ends with: the sum of `count` updates.
 
-    `values` int64 [d] on the lattice (divide by the spec's scale), `weight_sum` the sum of integer weights, `words` the
+    `values` int32 [d] on the lattice (divide by the spec's scale), `weight_sum` the sum of integer weights, `words` the
     unmasked vector W as little-endian bytes, canaries included.
     """
 
-    values: NDArray[np.int64]
+    values: NDArray[np.int32]
     count: int
     weight_sum: int
     words: bytes
@@ -104,7 +104,7 @@ def decode_sum(spec: VectorSpec, words: bytes, survivors: int) -> WindowSum:
     _demand_sum(_all_within(values, -survivors * spec.limit, survivors * spec.limit), "a value is out of range")
     _demand_sum(not unused.any(), "an unused lane is not zero")
     weight_sum = sum(int(limb) << k * spec.limb_bits for k, limb in enumerate(limbs))
-    return WindowSum(values.astype(np.int64), survivors, weight_sum, bytes(words))
+    return WindowSum(values, survivors, weight_sum, words)
 
 
 def _all_within(values: NDArray[np.int32], least: int, greatest: int) -> bool:

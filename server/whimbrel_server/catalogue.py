@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from whimbrel_protocol import messages as m
 from whimbrel_protocol import wire
 from whimbrel_protocol.delta import Lattice
@@ -191,7 +193,7 @@ class Catalogue:
         words = await self._blobs.get(window.sum_sha256)
         total = await self._workers.pinned(window.tau0).run(lambda: decode_sum(task.spec, words, window.count))
         names = (tau1_of(window.tau0, window.u2), window.sum_sha256)
-        return WindowTotal(*names, total.values, total.count, total.weight_sum, window.lane)
+        return WindowTotal(*names, total.values.astype(np.int64), total.count, total.weight_sum, window.lane)
 
     async def _older(self, task: LiveTask) -> dict[int, Lattice]:
         found = {task.model.version: task.model.lattice}

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from whimbrel_protocol.errors import Code, ProtocolError
-from whimbrel_server import app, config
+from whimbrel_server import app, config, memory
 from whimbrel_server.admin_client import AdminClient
 from whimbrel_server.datadir import DataDir
 from whimbrel_server.logs import configure
@@ -69,6 +69,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     given = {name: str(port) for name, port in ports.items() if port is not None}
     settings = config.load(data.config, {**os.environ, **given})
     configure(settings.log.level)
+    memory.return_what_is_freed()
     asyncio.run(app.serve(data, settings))
 
 

@@ -52,6 +52,8 @@ class Staging:
         self._in_use -= len(block)
         if len(block) == self.block_bytes:
             self._free.append(block)
+        if not self._in_use:  # no upload is under way: what comes next, an unmasking, needs the memory itself
+            self._free.clear()
 
     def take_file(self, size: int) -> IO[bytes]:
         """Return a file with room for `size` bytes; it has no name, so a crash leaves nothing behind. Raises BUSY."""

@@ -146,6 +146,10 @@ class Accumulator:
         """Return the sum of all vectors that were accepted so far. Raises ProtocolError DATA_DAMAGED where one got lost."""
         return await self._run(self._copy)
 
+    def release(self) -> None:
+        """Give the memory back: nothing is added any more."""
+        self._total = None
+
     def _copy(self) -> bytes:
         if self._broken:
             raise ProtocolError(Code.DATA_DAMAGED, "a spilled upload could not be read back")

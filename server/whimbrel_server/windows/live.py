@@ -283,6 +283,7 @@ class LiveWindow:
             case effects.FixSurvivors(u3, heads):
                 self._masked_sum = await self._services.blobs.put(await self._accumulator.copy())
                 await rounds.fix_survivors(self.tau0, u3, heads, self._masked_sum, now)
+                self._accumulator.release()
             case effects.FixQuorum(quorum):
                 await rounds.fix_quorum(self.tau0, quorum, now)
             case effects.FixAbort(certificate):
