@@ -272,3 +272,13 @@ def test_refusal(case: str, compiled: Any) -> None:
     with pytest.raises(CompileError, match=words) as caught:
         compiled(*build())
     assert caught.value.code == code
+
+
+def test_an_output_with_time_first_is_turned_round() -> None:
+    label = RNG.integers(0, 3, (4, 2))
+    weight = np.repeat(WEIGHT[:, None], 2, axis=1)
+    spec = replace(SPEC, loss="token_cross_entropy")
+    _, expected = loss_of(ended_by("y = Reshape (z, wide)", "[4,2,3]"), spec, label, weight)
+    step, found = loss_of(ended_by("r = Reshape (z, wide) y = Transpose <perm=[1,0,2]> (r)", "[2,4,3]"), spec, label, weight)
+    assert found == expected
+    assert next(one.shape for one in step.inputs if one.role == "label") == (4, 2)

@@ -147,7 +147,7 @@ def _spec(options: Options, fitted: Fitted, objective: Objective) -> StepSpec:
     return StepSpec(
         loss=objective.loss,
         optimizer=options.optimizer,
-        batch=output.shape[0] if output.ndim else _leading(fitted),
+        batch=_batch(fitted, output.shape),
         train=("*",) if auto or options.trainable == ("all",) else options.trainable,
         freeze="auto" if auto else "refuse",
         output=objective.output,
@@ -159,8 +159,10 @@ def _spec(options: Options, fitted: Fitted, objective: Objective) -> StepSpec:
     )
 
 
-def _leading(fitted: Fitted) -> int:
-    return next((array.shape[0] for array in fitted.feeds.values() if array.ndim), 1)
+def _batch(fitted: Fitted, output: Sequence[int]) -> int:
+    """The examples of a step: the output's first size if it is an input's too, else the second (time may come first)."""
+    sizes = [array.shape[0] for array in fitted.feeds.values() if array.ndim]
+    return next((size for size in output[:2] if size in sizes), sizes[0] if sizes else 1)
 
 
 def _step(model: onnx.ModelProto, step: TrainStep, seconds: float) -> facts.Step:

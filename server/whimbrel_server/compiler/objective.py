@@ -27,12 +27,15 @@ class Objective:
 def objective(output: Value, spec: StepSpec) -> Objective:
     """The loss of `spec` on a model's output `[N, ...]`; raises CompileError ("spec", "output", "class-axis").
 
-    With the loss "output" a scalar output counts once for every unit of weight: it was not told which rows are padding.
+    An output `[T, N, ...]` is turned to `[N, T, ...]`. With the loss "output" a scalar output counts once for every unit
+    of weight: it was not told which rows are padding.
     """
     kind = LOSSES[spec.loss]
     if spec.label_smoothing and not (kind.smooths and 0.0 < spec.label_smoothing < 1.0):
         raise CompileError("spec", f"label_smoothing is {spec.label_smoothing}, for a cross-entropy and below 1 only")
     output, cut = without_activation(output, kind)
+    if output.rank > 2 and output.shape[0] != spec.batch == output.shape[1]:  # time first, as recurrent layers give it
+        output = output.transpose([1, 0, *range(2, output.rank)])
     scalar = kind.label is None and not output.rank
     if not output.is_float or not (scalar or output.shape[:1] == (spec.batch,)):
         raise CompileError("output", f"the output must be float with batch {spec.batch} first, not {output.shape}")
