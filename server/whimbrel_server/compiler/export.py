@@ -40,6 +40,7 @@ class Exporter:
                 self.names.setdefault(value, name)
         self.order = topological(outputs.values())
         self.read = {value for node in self.order for value in node.ins if value} | set(outputs.values())
+        self.given = {value.name for value in self.read} | set(outputs)
         self.constants: list[TensorProto] = []
 
     def model(self, inputs: "Sequence[Value]", name: str, domains: Mapping[str, int]) -> onnx.ModelProto:
@@ -101,11 +102,18 @@ class Exporter:
     def _name(self, value: "Value") -> str:
         if value not in self.names:
             kind = value.node.op if value.node else "Step" if value.data is None else "Constant"
-            label = value.name or f"{kind}@{len(self.names)}"
+            label = value.name or self._fresh(kind)
             self.names[value] = label
             if value.data is not None:
                 self.constants.append(self._constant(label, value.data, bool(value.name)))
         return self.names[value]
+
+    def _fresh(self, kind: str) -> str:
+        """A name of our own; sources may use '@' in the names of constants too."""
+        label = f"{kind}@{len(self.names)}"
+        while label in self.given:
+            label += "_"
+        return label
 
     def _constant(self, label: str, data: np.ndarray[Any, Any], named: bool) -> TensorProto:
         if self.external and named and data.nbytes >= EXTERNAL_FROM:

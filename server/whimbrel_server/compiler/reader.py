@@ -125,18 +125,16 @@ class _Reader:
         return value
 
     def weight(self, name: str, data: Array) -> Value:
-        if data.dtype.kind != "f" and data.nbytes < EXTERNAL_FROM:
-            return self.graph.constant(data)
-        check_name(name)
-        if data.dtype.kind != "f":
-            return self.graph.constant(data, name)
-        trained = name in self.train
-        self.weights[name] = (
-            self.graph.input(name, data.dtype, data.shape, True) if trained else self.graph.constant(data, name)
-        )
-        if trained:
+        """A weight as graph input where it is trained, else as a constant; small constants are shared without name."""
+        if name in self.train and data.dtype.kind == "f":
+            check_name(name)
             self.start[name] = data
-        return self.weights[name]
+            self.weights[name] = self.graph.input(name, data.dtype, data.shape, trained=True)
+            return self.weights[name]
+        constant = self.graph.constant(data, name if data.nbytes >= EXTERNAL_FROM else "")
+        if data.dtype.kind == "f":
+            self.weights[name] = constant
+        return constant
 
     def node(self, node: onnx.NodeProto) -> None:
         """Reads a node, or remembers for each of its outputs why it cannot be read."""
@@ -153,7 +151,7 @@ class _Reader:
         if name not in self.train or name in self.weights or not value.is_float or not _constant(value):
             return value
         check_name(name)
-        self.weights[name] = self.graph.input(name, value.dtype, value.shape)
+        self.weights[name] = self.graph.input(name, value.dtype, value.shape, trained=True)
         return self.weights[name]
 
     def results(self, node: onnx.NodeProto) -> Sequence[Value]:

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from whimbrel_server.compiler.ir import Value
 
 FOLD_LIMIT = {"Expand": 64, "ConstantOfShape": 64}  # elements; larger constants would blow the file up
-DEFAULT_FOLD_LIMIT = 4096
+INTEGERS_FOLD_LIMIT = 4096
+FLOATS_FOLD_LIMIT = 256  # where they are made of weights, these are stored already
 # Shape arithmetic and the small tensors that gradients are made of.
 # fmt: off
 FOLDABLE = frozenset({
-    "Add", "And", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Floor", "Gather",
-    "Greater", "Less", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Range", "ReduceMax",
-    "ReduceMin", "ReduceProd", "ReduceSum", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where",
+    "Add", "And", "Cast", "Ceil", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Floor", "Gather",
+    "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow",
+    "Range", "Reciprocal", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Round", "Slice", "Sqrt",
+    "Squeeze", "Sub", "Unsqueeze", "Where", "Xor",
 })
 # Index arithmetic. Folded floats would be stored again, beside the weights that they are made of.
 FOLDABLE_TO_INTEGERS = frozenset({
@@ -37,7 +39,7 @@ FOLDABLE_TO_INTEGERS = frozenset({
 def folds(draft: Draft) -> bool:
     """Whether the node is to be replaced by its constant value."""
     constant = all(value is None or value.data is not None for value in draft.ins)
-    limit = FOLD_LIMIT.get(draft.op, DEFAULT_FOLD_LIMIT)
+    limit = FOLD_LIMIT.get(draft.op, FLOATS_FOLD_LIMIT if draft.dtype.kind == "f" else INTEGERS_FOLD_LIMIT)
     foldable = draft.op in FOLDABLE or (draft.op in FOLDABLE_TO_INTEGERS and draft.dtype.kind != "f")
     return constant and foldable and draft.size <= limit
 
@@ -81,8 +83,9 @@ def _resolve_target(d: Draft) -> "Value | None":
 
 
 def _merge_reshapes(d: Draft) -> "Value | None":
+    """A named constant stays as it is: a client may be the one who has it."""
     inner = made_by(d[0], "Reshape")
-    if d[0].data is not None:
+    if d[0].data is not None and not d[0].name:
         return d.graph.constant(d[0].data.reshape(d.shape))
     return inner[0].reshape(d.shape) if inner else None
 
