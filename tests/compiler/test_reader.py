@@ -1,0 +1,128 @@
+"""What a model means after it was read: the same as before, whatever its age, its exporter and where its weights lie."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.compiler.evaluation import stock
+from tests.compiler.reading import as_read, parsed, random_feeds, sources
+from whimbrel_server.compiler.errors import CompileError
+from whimbrel_server.compiler.prepare import flatten, prepare
+from whimbrel_server.compiler.selection import weights_of
+
+OLD: dict[str, tuple[int, str]] = {
+    "clip by attributes": (7, "{ y = Clip <min=-0.5, max=0.5> (x) }"),
+    "dropout": (9, "{ y = Dropout <ratio=0.3> (x) }"),
+    "linear resize": (10, '<float[4] s = {1.0, 1.0, 2.0, 3.0}> { y = Resize <mode="linear"> (x, s) }'),
+    "linear upsample": (8, '{ y = Upsample <mode="linear", scales=[1.0, 1.0, 2.0, 3.0]> (x) }'),
+    "nearest resize down": (10, '<float[4] s = {1.0, 1.0, 1.5, 0.5}> { y = Resize <mode="nearest"> (x, s) }'),
+    "pad by attributes": (10, "{ y = Pad <pads=[0, 0, 1, 1, 0, 0, -1, 2], value=2.5> (x) }"),
+    "reduction by attributes": (11, "{ y = ReduceL2 <axes=[-1], keepdims=0> (x) }"),
+    "slice by attributes": (9, "{ y = Slice <axes=[2, 3], starts=[0, 1], ends=[2, -1]> (x) }"),
+    "softmax over all that follows": (11, "{ y = Softmax <axis=2> (x) }"),
+    "split by attributes": (11, "{ z, u = Split <axis=3, split=[1, 3]> (x) y = Neg (u) }"),
+    "sum by attributes": (11, "{ y = ReduceSum <axes=[1, 2]> (x) }"),
+    "top by attributes": (9, "{ y, i = TopK <k=2> (x) }"),
+    "unsqueeze by attributes": (11, "{ z = Squeeze <axes=[0]> (x) y = Unsqueeze <axes=[0, -1]> (z) }"),
+}
+
+
+@pytest.mark.parametrize("case", OLD)
+def test_old_models_keep_their_meaning(case: str) -> None:
+    opset, body = OLD[case]
+    model = parsed(f"(float[1,2,3,4] x) => (y) {body}", opset)
+    feeds = random_feeds(model)
+    np.testing.assert_allclose(as_read(sources(model), model, feeds), stock(model)(feeds)["y"], rtol=1e-5, atol=1e-6)
+
+
+STATISTICS = "<float[2] s = {1.0, 2.0}> { y, m, v, p, q = BatchNormalization (x, s, s, s, s) }"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("{ y = Hardmax <axis=1> (x) }", "Hardmax .*since opset 13"),
+        (STATISTICS, "BatchNormalization .*for inference"),
+    ],
+)
+def test_an_old_meaning_that_would_be_lost_is_refused(body: str, reason: str) -> None:
+    with pytest.raises(CompileError, match=f"opset: {reason}"):
+        prepare(parsed(f"(float[1,2,3,4] x) => (y) {body}", 11))
+
+
+def test_what_a_newer_opset_added_is_left_out_only_where_it_changes_nothing() -> None:
+    quantised = "(float[2,4] x) => (y) <float s = {0.1}, uint8 z = {3}> { q = QuantizeLinear <block_size=%d> (x, s, z) y = %s }"
+    model = parsed(quantised % (0, "DequantizeLinear (q, s, z)"), 21)
+    feeds = random_feeds(model)
+    np.testing.assert_allclose(as_read(sources(model, batch=2), model, feeds), stock(model)(feeds)["y"], rtol=1e-6)
+    with pytest.raises(CompileError, match=r"opset: QuantizeLinear .*'block_size' exists since opset 21"):
+        sources(parsed(quantised % (2, "DequantizeLinear (q, s, z)"), 21), batch=2)
+
+
+def test_half_precision_is_read_as_single() -> None:
+    model = parsed("(float16[2,3] x) => (y) { z = MatMul (x, w) y = Cast <to=10> (z) }".replace("{", "<float16[3,2] w> {", 1))
+    model.graph.initializer.append(numpy_helper.from_array(np.full((3, 2), 0.5, np.float16), "w"))
+    del model.graph.value_info[:]
+    source = sources(model, ["w"], batch=2)
+    assert {value.dtype for value in (*source.data, *source.weights.values(), source.output)} == {np.dtype(np.float32)}
+
+
+CHOICE = """(float[N,3] x, int64 rate) => (float[N,2] y) <int64 wide = {16000}> {
+  is_wide = Equal (rate, wide)
+  y = If (is_wide) <
+    then_branch = t () => (float[N,2] p) <float[3,2] w = {1.0, 2.0, 3.0, 4.0, 5.0, 6.0}> { p = MatMul (x, w) },
+    else_branch = e () => (float[N,2] q) <float[3,2] w = {6.0, 5.0, 4.0, 3.0, 2.0, 1.0}> {
+      c = Constant <value = float[2] {0.5, 0.5}> ()  n = custom.Unreadable (x)  r = MatMul (x, w)  q = Add (r, c) }> }"""
+
+
+@pytest.mark.parametrize(("rate", "used"), [(16000, ["w"]), (8000, ["w_2", "c"])])
+def test_a_known_branch_is_taken_with_its_weights(rate: int, used: list[str]) -> None:
+    """Both branches call their weight `w`; what cannot be read in the other branch, or leads nowhere, is no error."""
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17, "custom" : 1]> net {CHOICE}')
+    assert list(weights_of(flatten(model).graph)) == ["w", "w_2", "c"]
+    source = sources(model, ["w", "w_2", "c"], batch=4, values={"rate": rate}, run=None)
+    assert list(source.weights) == used
+    x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    weights = np.arange(1, 7, dtype=np.float32).reshape(3, 2)
+    expected = x @ weights if rate == 16000 else x @ (7 - weights) + 0.5
+    np.testing.assert_allclose(as_read(source, model, {"x": x}), expected, rtol=1e-5)
+
+
+def test_weights_are_found_wherever_exporters_put_them() -> None:
+    """Through a cast, a transpose and a reshape; in a Constant; made by ConstantOfShape, which only its name selects."""
+    body = """(float[2,3] x) => (y) <
+      double[2,3] d = {1.0, 2.0, 3.0, 4.0, 5.0, 6.0}, int64[1] two = {2}, int64[2] flat = {1, 2}> {
+      c = Cast <to=1> (d)  t = Transpose (c)  z = MatMul (x, t)
+      k = Constant <value = float[2] {0.5, 0.25}> ()  r = Reshape (k, flat)  u = Add (z, r)
+      s = ConstantOfShape <value = float[1] {2.0}> (two)  y = Mul (u, s) }"""
+    source = sources(parsed(body), ["d", "k", "s"], batch=2)
+    assert {name: value.shape for name, value in source.weights.items()} == {"d": (2, 3), "k": (2,), "s": (2,)}
+    assert not {"s"} & set(sources(parsed(body), ["d", "k"], batch=2).weights)
+
+
+def test_an_inputs_symbol_means_one_size_everywhere() -> None:
+    body = """(float[batch,4] x, float[2,batch,steps] state) => (y) { s = ReduceSum <keepdims=0> (state) y = Add (x, s) }"""
+    source = sources(parsed(body), batch=3, dims={"state": (2, 3, 5)})
+    assert [value.shape for value in source.data] == [(3, 4), (2, 3, 5)]
+    with pytest.raises(CompileError, match="dims: the shape of input 'state'"):
+        sources(parsed(body), batch=3)
+
+
+def test_a_batch_that_no_input_has_is_refused() -> None:
+    with pytest.raises(CompileError, match=r"batch: input 'x' has a fixed batch of \(2,\), not 3"):
+        sources(parsed("(float[2,4] x) => (y) { y = Neg (x) }"), batch=3)
+
+
+def test_names_of_our_own_kind_in_a_source_do_no_harm() -> None:
+    """Some exporters put '@' into the names of constants."""
+    nodes = [
+        helper.make_node("Constant", [], [f"Constant@{i}"], value=numpy_helper.from_array(np.full((1, 512), i, np.float32)))
+        for i in range(4)
+    ]
+    nodes.append(helper.make_node("Sum", ["x", *(f"Constant@{i}" for i in range(4))], ["y"]))
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 512]) for name in ("x", "y")]
+    model = helper.make_model(helper.make_graph(nodes, "net", infos[:1], infos[1:]), ir_version=8)
+    model.opset_import[0].version = 17
+    x = np.ones((1, 512), np.float32)
+    np.testing.assert_array_equal(as_read(sources(model), model, {"x": x}), 7 * x)
