@@ -200,7 +200,7 @@ def test_a_perplexity_too_large_is_infinite() -> None:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_padding_and_batches_of_one(loss: str) -> None:
     """One example alone, and beside three rows of weight 0 with other data and labels: the same loss to the last digits."""
-    shape = {"triplet": (4, 3, 5), "token_cross_entropy": (4, 3, 5), "output": (4,)}.get(loss, (4, 5))
+    shape = {"triplet": (4, 3, 5), "token_cross_entropy": (4, 3, 5), "output": (4,), "ctc": (4, 5, 3)}.get(loss, (4, 5))
     output = RNG.normal(size=shape).astype(np.float32)
     kind, graph = LOSSES[loss], Graph()
     value = graph.input("output", np.dtype(np.float32), shape)

@@ -42,9 +42,10 @@ def _final(output: Value) -> tuple[Node | None, list[Node]]:
 
 def _check_axis(node: Node, moves: list[Node], output: Value, loss: Loss) -> None:
     where = f"{node.op} (node {node.origin!r})"
-    if loss.class_axis is None:
+    axis = loss.cut_axis if loss.class_axis is None else loss.class_axis
+    if axis is None:
         raise CompileError("class-axis", f"the model ends in {where}, which compares classes: use a cross-entropy")
-    found, wanted = _class_axis(node, moves), loss.class_axis % output.rank
+    found, wanted = _class_axis(node, moves), axis % output.rank
     if found != wanted:
         place = f"axis {found}" if found >= 0 else "an axis that is merged into others afterwards"
         advice = "; token_cross_entropy compares along the last" if found == output.rank - 1 else ""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from whimbrel_server.compiler.ctc import ctc
 from whimbrel_server.compiler.errors import CompileError
 from whimbrel_server.compiler.ir import Value
 
@@ -37,7 +38,8 @@ class Loss:
 
     `label` gives the label's dtype and shape for an output (None: no label), `positions` the shape of the weights,
     `per_position(output, target)` the losses of that shape. `class_axis` is where logits are compared,
-    `soft` whether labels are distributions over it; `cut` names the final activations that the loss replaces.
+    `soft` whether labels are distributions over it; `cut` names the final activations that the loss replaces, and
+    `cut_axis` the axis that they compare along where the label has no class for each position of `class_axis`.
     """
 
     per_position: Callable[[Value, Target], Value]
@@ -46,6 +48,7 @@ class Loss:
     class_axis: int | None = None
     soft: bool = False
     cut: tuple[str, ...] = ()
+    cut_axis: int | None = None
     smooths: bool = False
 
 
@@ -179,6 +182,18 @@ def _triplets(output: Value) -> Shape:
     return output.shape[:1]
 
 
+def _frames(output: Value) -> Shape:
+    if output.rank != 3 or output.shape[2] < 2:
+        raise CompileError("class-axis", f"ctc needs an output [N, T, C] with C >= 2, not {list(output.shape)}")
+    return output.shape[:2]
+
+
+def _sequence(output: Value) -> tuple[np.dtype[Any], Shape]:
+    """As many class ids as the frames can show however often they repeat: a blank goes between equal ones."""
+    count, frames = _frames(output)
+    return np.dtype(np.int64), (count, (frames + 1) // 2)
+
+
 def _examples(output: Value) -> Shape:
     return output.shape[:1]
 
@@ -197,6 +212,13 @@ LOSSES: dict[str, Loss] = {
         class_axis=1,
         cut=("Softmax", "LogSoftmax", "Sigmoid"),
         smooths=True,
+    ),
+    "ctc": Loss(
+        lambda output, target: ctc(output, target.label, target.weight),
+        _frames,
+        _sequence,
+        cut=("Softmax", "LogSoftmax"),
+        cut_axis=-1,
     ),
     "hard_triplet": Loss(_hard_triplet, _embeddings, lambda output: (np.dtype(np.int64), output.shape[:1])),
     "huber": _regression(_huber),

@@ -41,7 +41,7 @@ def metric_sums(names: Iterable[str], loss: Loss, output: Value, label: Value | 
     sums = {}
     if label is not None and loss.class_axis is not None:
         sums["@correct_sum"] = _weighted(_hits(loss, output, label), weight)
-    elif label is not None and loss.cut:
+    elif label is not None and "Sigmoid" in loss.cut:
         sums["@correct_sum"] = _weighted(_binary_hits(output, label), weight)
     for name in names:
         sums |= _requested(name, loss, output, label, weight, sums)

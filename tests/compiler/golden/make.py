@@ -135,6 +135,15 @@ def loss_cases(rng: np.random.Generator) -> dict[str, tuple[Any, Any, float, Any
         hardest = torch.stack([torch.maximum(d[0, 2], d[0, 0]), d[1, 1], torch.maximum(d[2, 0], d[2, 2])])
         return torch.cat([torch.relu(hardest - nearest + 1), y[3:, 0] * 0])
 
+    def ctc(y: Any, t: Any) -> Any:
+        """Per frame. The last row has a frame less than the others, because its last weight is 0: too few for its label."""
+        count, steps = y.shape[:2]
+        frames = torch.tensor([steps] * (count - 1) + [steps - 1])
+        log_p, sizes = functional.log_softmax(y, -1).transpose(0, 1), (t > 0).sum(1)
+        losses = functional.ctc_loss(log_p, t.clamp(min=0), frames, sizes, reduction="none", zero_infinity=True)
+        return (losses / frames)[:, None].expand(count, steps)
+
+    sequences = np.array([[1, 1, 2, 2, 3], [4, -1, -1, -1, -1], [-1, -1, -1, -1, -1], [3, 3, 3, 3, 3], [3, 3, 3, 3, 3]])
     binary_label = (rng.random((6, 4)) < 0.5).astype(np.float64)
     return {
         "cross_entropy": (normal(6, 5), ids(5, 6), 0.0, classes(0.0)),
@@ -154,6 +163,7 @@ def loss_cases(rng: np.random.Generator) -> dict[str, tuple[Any, Any, float, Any
         "triplet": (normal(4, 3, 6) * 0.5, None, 0.0, triplet),
         "hard_triplet": (normal(4, 5) * 0.5, np.array([0, 1, 0, 1]), 0.0, hard_triplet),
         "output of each example": (normal(5), None, 0.0, lambda y, _: y),
+        "ctc": (normal(5, 9, 5), sequences, 0.0, ctc),
     }
 
 
