@@ -25,8 +25,10 @@ check: $(STAMP) ## lint, types, import arrows, schema conformance, C kernels und
 	@command -v $(or $(CC),cc) >/dev/null || { echo "check: a C compiler is missing; the kernels' sanitizer run needs one"; exit 1; }
 	@$(MAKE) --no-print-directory -C cext/tests
 
-check-deep: $(STAMP) ## search six-member windows exhaustively, and the model's two searches against each other (minutes)
-	@$(BIN)/python -m pytest -q -s -o timeout=1800 -m deep tests/model
+check-deep: $(STAMP) ## search six-member windows exhaustively; train whole models beside JAX (minutes)
+	@$(BIN)/python -c 'import jax' 2>/dev/null || \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-oracle.lock
+	@$(BIN)/python -m pytest -q -s -o timeout=1800 -m deep tests/model tests/compiler
 
 bench: $(STAMP) ## print speed ratios, each against its baseline in the same run
 	@$(BIN)/whimbrel-lab bench
@@ -40,9 +42,11 @@ build-binary: $(STAMP) ## build dist/whimbrel-server, one file, and ask it for i
 schema: ## regenerate the FlatBuffers code from schemas/whimbrel.fbs
 	@flatc --python --gen-onefile -o schemas/whimbrel_protocol/_fb schemas/whimbrel.fbs
 
-lock: ## resolve the dependencies anew into requirements.lock (needs uv)
+lock: ## resolve the dependencies anew into requirements.lock and requirements-oracle.lock (needs uv)
 	@uv pip compile -q --universal --python-version 3.11 --extra dev --generate-hashes --no-header \
 	  --no-emit-find-links --no-emit-index-url pyproject.toml -o requirements.lock
+	@uv pip compile -q --universal --python-version 3.11 --extra oracle --generate-hashes --no-header -c requirements.lock \
+	  --no-emit-find-links --no-emit-index-url pyproject.toml -o requirements-oracle.lock
 
 clean: ## remove what the commands made
 	@rm -rf $(VENV) build dist demo-out cext/whimbrel_kernels/*.so cext/tests/build *.egg-info
