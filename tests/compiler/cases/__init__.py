@@ -7,6 +7,7 @@ from tests.compiler.cases import (
     convolution,
     indexing,
     moving,
+    normalisations,
     pooling,
     products,
     reductions,
@@ -14,20 +15,19 @@ from tests.compiler.cases import (
     stops,
 )
 
-CASES = {
-    name: case
-    for topic in (
-        batch_normalization,
-        arithmetic,
-        activations,
-        products,
-        reductions,
-        moving,
-        slicing,
-        indexing,
-        stops,
-        convolution,
-        pooling,
-    )
-    for name, case in topic.CASES.items()
-}
+TOPICS = (
+    batch_normalization,
+    arithmetic,
+    activations,
+    products,
+    reductions,
+    normalisations,
+    moving,
+    slicing,
+    indexing,
+    stops,
+    convolution,
+    pooling,
+)
+
+CASES = {name: case for topic in TOPICS for name, case in topic.CASES.items()}

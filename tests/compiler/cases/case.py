@@ -13,7 +13,7 @@ from onnx import TensorProto, defs, helper, numpy_helper
 
 from tests.compiler.evaluation import Array
 
-OLDEST, NEWEST = 9, 20
+OLDEST, NEWEST = 9, 23
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
 
 
@@ -58,7 +58,12 @@ class Case:
         results = [onnx.ValueInfoProto(name=name) for name in self.outputs if name]
         graph = helper.make_graph([node], "case", [], results, tensors)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8 if opset < 21 else 10)
-        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        if not inferred.graph.output[0].type.WhichOneof("value"):  # an operator without inference: all such are elementwise
+            first = values["x0"]
+            elem_type = helper.np_dtype_to_tensor_dtype(first.dtype)
+            inferred.graph.output[0].CopyFrom(helper.make_tensor_value_info(self.outputs[0], elem_type, first.shape))
+        return inferred
 
 
 @cache

@@ -7,6 +7,7 @@ from whimbrel_server.compiler.rules import (
     convolution,
     indexing,
     moving,
+    normalisations,
     pooling,
     products,
     reductions,
@@ -15,7 +16,19 @@ from whimbrel_server.compiler.rules import (
 from whimbrel_server.compiler.rules.stops import STOPS, no_gradient
 from whimbrel_server.compiler.rules.table import Gradients, Lowering, Rule
 
-_TOPICS = (batch_normalization, arithmetic, activations, products, reductions, moving, slicing, indexing, convolution, pooling)
+_TOPICS = (
+    batch_normalization,
+    arithmetic,
+    activations,
+    products,
+    reductions,
+    normalisations,
+    moving,
+    slicing,
+    indexing,
+    convolution,
+    pooling,
+)
 
 RULES: dict[str, Rule] = dict.fromkeys(STOPS, no_gradient) | {op: rule for topic in _TOPICS for op, rule in topic.RULES.items()}
 LOWERINGS: dict[str, Lowering] = {op: lowering for topic in _TOPICS for op, lowering in topic.LOWERINGS.items()}
