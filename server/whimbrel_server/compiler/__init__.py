@@ -14,7 +14,7 @@ from whimbrel_server.compiler.contract import (
     TrainStep,
 )
 from whimbrel_server.compiler.errors import CompileError, UnsupportedOperator
-from whimbrel_server.compiler.parameters import export_inference, initial_parameters
+from whimbrel_server.compiler.parameters import export_inference, frozen_weights, initial_parameters
 from whimbrel_server.compiler.step import compile_eval, compile_step
 
 __all__ = [
@@ -31,5 +31,6 @@ __all__ = [
     "compile_eval",
     "compile_step",
     "export_inference",
+    "frozen_weights",
     "initial_parameters",
 ]

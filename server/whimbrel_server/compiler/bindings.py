@@ -55,6 +55,6 @@ class InputTable:
         return tuple(Parameter(value.name, value.shape, value.dtype) for value, _ in self._rows[role])
 
 
-def export(graph: Graph, inputs: InputTable, outputs: Sequence[Output], name: str) -> onnx.ModelProto:
+def export(graph: Graph, inputs: InputTable, outputs: Sequence[Output], name: str, external: bool) -> onnx.ModelProto:
     """The checked model of a step."""
-    return graph.export(inputs.values(), {label: value for _, label, value in outputs}, name)
+    return graph.export(inputs.values(), {label: value for _, label, value in outputs}, name, external)

@@ -69,6 +69,43 @@ class StepSpec:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """The adapter of one weight. `transposed`: the weight is stored `[out, in]` (as a kernel `[out, in, 1, ...]`)."""
+
+    weight: str
+    shape: tuple[int, ...]
+    transposed: bool
+    dtype: np.dtype[Any]
+    spec: Adapters
+
+    @property
+    def inputs(self) -> int:
+        return self.shape[1 if self.transposed else 0]
+
+    @property
+    def outputs(self) -> int:
+        return self.shape[0 if self.transposed else 1]
+
+    @property
+    def a(self) -> str:
+        """Name of the factor `[in, rank]`."""
+        return f"{self.weight}@lora_a"
+
+    @property
+    def b(self) -> str:
+        """Name of the factor `[rank, out]`."""
+        return f"{self.weight}@lora_b"
+
+    @property
+    def scale(self) -> float:
+        return self.spec.alpha / self.spec.rank
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        return (self.b,) if self.spec.freeze_a else (self.a, self.b)
+
+
+@dataclass(frozen=True)
 class Binding:
     """One input or output of a step. `default` fills the whole tensor where the client has no value; None:
     the client must supply one. Outputs have role param, local, running, state or metric."""
@@ -98,6 +135,7 @@ class CompiledStep:
     and stay on the device, `running` batch-norm statistics that are shared and averaged, never optimised.
     `unused` are selected weights the loss does not depend on, `frozen` the float weights kept as constants,
     `frozen_automatically` those of them that `freeze="auto"` gave up, `external` the ones the client hands over,
+    `adapters` what stands beside frozen weights,
     `cut` the source node of the final activation that the loss was put in front of.
     """
 
@@ -112,6 +150,7 @@ class CompiledStep:
     frozen: tuple[str, ...]
     frozen_automatically: tuple[str, ...]
     external: tuple[Parameter, ...]
+    adapters: tuple[Adapter, ...]
     cut: str | None
     operators: tuple[str, ...]
     opset: int = OPSET

@@ -16,7 +16,7 @@ from onnx import AttributeProto, defs, helper, numpy_helper
 from whimbrel_server.compiler.contract import Run
 from whimbrel_server.compiler.errors import CompileError, Refusal
 from whimbrel_server.compiler.export import EXTERNAL_FROM, OPSET, topological
-from whimbrel_server.compiler.inputs import Inputs, check_name, read_inputs
+from whimbrel_server.compiler.inputs import Inputs, read_inputs
 from whimbrel_server.compiler.ir import Array, Graph, Node, Value
 from whimbrel_server.compiler.nested import all_graphs, captured_names, reads, subgraphs
 from whimbrel_server.compiler.opaque import Keeper, declared_types, refuse
@@ -48,17 +48,20 @@ def read(
     train: Iterable[str],
     values: Mapping[str, float] | None = None,
     run: Run | None = None,
+    training: bool = False,
 ) -> Source:
     """Reads the nodes that `output` needs, with the weights named in `train` as graph inputs.
 
     `batch` becomes the unknown first dimension of each data input; `dims` gives whole shapes by input name;
-    `values` fixes inputs. `run` executes what leads to a node whose shape cannot be inferred.
+    `values` fixes inputs. `run` executes what leads to a node whose shape cannot be inferred. With `training`
+    operators take the form they have while training.
     A name in `train` may also be the result of any node that depends on constants alone.
     """
     proto = prepared.graph
-    name = _output_name(proto, output)
+    name = output_name(proto, output)
     nodes, needed = _needed(proto, name)
     graph = Graph()
+    graph.training = training
     graph.domains.update(
         {entry.domain: entry.version for entry in prepared.opset_import if entry.domain not in STANDARD_DOMAINS}
     )
@@ -70,7 +73,8 @@ def read(
     return reader.source(name)
 
 
-def _output_name(proto: onnx.GraphProto, output: str | None) -> str:
+def output_name(proto: onnx.GraphProto, output: str | None) -> str:
+    """The output that is trained on; raises CompileError ("output") where that is not clear."""
     names: list[str] = [info.name for info in proto.output]
     if output is None and len(names) == 1:
         return names[0]
@@ -127,7 +131,6 @@ class _Reader:
     def weight(self, name: str, data: Array) -> Value:
         """A weight as graph input where it is trained, else as a constant; small constants are shared without name."""
         if name in self.train and data.dtype.kind == "f":
-            check_name(name)
             self.start[name] = data
             self.weights[name] = self.graph.input(name, data.dtype, data.shape, trained=True)
             return self.weights[name]
@@ -150,7 +153,6 @@ class _Reader:
         """A graph input in place of a computed constant that is to be trained."""
         if name not in self.train or name in self.weights or not value.is_float or not _constant(value):
             return value
-        check_name(name)
         self.weights[name] = self.graph.input(name, value.dtype, value.shape, trained=True)
         return self.weights[name]
 

@@ -142,6 +142,23 @@ class Uses:
         """Whether a weight has one axis longer than 1, or none."""
         return sum(1 for size in self.tensors[name].dims if size > 1) <= 1
 
+    def users(self, weight: str) -> list[onnx.NodeProto]:
+        """The nodes that use a weight, however it reaches them; a node around a graph that does so included."""
+        names = {name for name, target in self.weight.items() if target == weight}
+        return [node for node in self.nodes if names.intersection(reads(node)) and names.isdisjoint(node.output)]
+
+    def axes(self, name: str) -> list[int] | None:
+        """For each axis of a tensor that is a weight, which axis of the stored weight it is; None where these were
+        merged, split or repeated."""
+        if name in self.tensors:
+            return list(range(len(self.tensors[name].dims)))
+        node = self.maker[name]
+        inner = self.axes(node.input[0]) if node.op_type in ("Cast", "Identity", "Transpose") else None
+        if inner is None or node.op_type != "Transpose":
+            return inner
+        given = [helper.get_attribute_value(attr) for attr in node.attribute if attr.name == "perm"]
+        return [inner[axis] for axis in given[0]] if given else inner[::-1]
+
     def made_by(self, name: str, op: str) -> onnx.NodeProto | None:
         node = self.maker.get(name)
         return node if node is not None and node.op_type == op else None

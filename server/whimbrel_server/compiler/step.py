@@ -6,69 +6,45 @@ no trained weights and stays valid over all rounds.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import onnx
+from onnx import helper
 
 from whimbrel_server.compiler import optim
 from whimbrel_server.compiler.bindings import InputTable, Output, export
-from whimbrel_server.compiler.contract import Binding, EvalStep, Run, StepSpec, TrainStep
+from whimbrel_server.compiler.contract import Binding, EvalStep, Parameter, Role, Run, StepSpec, TrainStep
+from whimbrel_server.compiler.differentiation import Differentiated, differentiate
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.grad import grad
+from whimbrel_server.compiler.export import external_constants
 from whimbrel_server.compiler.ir import Value
 from whimbrel_server.compiler.losses import LOSSES
-from whimbrel_server.compiler.objective import Objective, objective
-from whimbrel_server.compiler.prepare import prepare
-from whimbrel_server.compiler.reader import Source, read
-from whimbrel_server.compiler.selection import trainable_names, weights_of
-
-
-@dataclass(frozen=True)
-class _Differentiated:
-    """A model with its loss and the gradient of every trained weight."""
-
-    source: Source
-    objective: Objective
-    gradients: dict[str, Value]
-    unused: tuple[str, ...] = ()
-
-    def inputs(self) -> InputTable:
-        table = InputTable(self.source.graph, self.objective.loss.dtype)
-        table.add("data", self.source.data)
-        table.add("label", self.objective.labels)
-        table.add("weight", [self.objective.weight], 1.0)
-        table.add("param", [self.source.weights[name] for name in self.gradients])
-        return table
 
 
 def compile_step(model: onnx.ModelProto, spec: StepSpec, run: Run | None = None) -> TrainStep:
     """The train step of `model`; raises CompileError. `run` may execute parts whose shapes onnx cannot infer."""
-    done = _differentiate(model, spec)
-    inputs, weights, gradients = done.inputs(), done.source.weights, done.gradients
-    if spec.proximal:
-        gradients = _with_proximal(done, inputs)
-    updated = optim.optimize(optim.OPTIMIZERS[spec.optimizer], weights, gradients, inputs, spec.clip_norm, spec.weight_decay)
-    outputs: list[Output] = [("param", f"{name}@new", value) for name, value in updated.parameters.items()]
-    outputs += [("state", f"{name}@new", updated.states[name]) for name in inputs.names("state")]
+    _check_spec(spec)
+    done = differentiate(model, spec, training=True, run=run)
+    inputs, graph = _inputs(done), done.source.graph
+    gradients = _with_proximal(done, inputs) if spec.proximal else done.gradients
+    optimizer, weights = optim.OPTIMIZERS[spec.optimizer], done.source.weights
+    updated = optim.optimize(optimizer, weights, gradients, inputs, spec.clip_norm, spec.weight_decay)
+    moved = {name: graph.updates[weights[name]] for name in done.running}
+    new = {**updated.parameters, **moved, **updated.states}
+    outputs: list[Output] = [
+        (role, f"{name}@new", new[name]) for role in ("param", "local", "running", "state") for name in inputs.names(role)
+    ]
     outputs += [("metric", name, value) for name, value in {"@loss": done.objective.loss, **done.objective.sums}.items()]
-    return TrainStep(**_fields(done, spec, inputs, outputs, "train_step"))
+    return TrainStep(**_fields(done, spec, inputs, outputs, "train_step"), drop_ragged=bool(done.running))
 
 
 def compile_eval(model: onnx.ModelProto, spec: StepSpec, run: Run | None = None) -> EvalStep:
     """The evaluation that fits the train step of the same specification: same parameters, sums only."""
-    done = _differentiate(model, spec)
+    _check_spec(spec)
+    done = differentiate(model, spec, training=False, run=run)
     outputs: list[Output] = [("metric", name, value) for name, value in done.objective.sums.items()]
-    return EvalStep(**_fields(done, spec, done.inputs(), outputs, "evaluation"))
-
-
-def _with_proximal(done: _Differentiated, inputs: InputTable) -> dict[str, Value]:
-    mu = inputs.scalar("hyper", "@mu", 0.0)
-    pulled = {}
-    for name, gradient in done.gradients.items():
-        parameter = done.source.weights[name]
-        pulled[name] = optim.proximal(parameter, gradient, inputs.beside(parameter, "anchor", "anchor", None), mu)
-    return pulled
+    return EvalStep(**_fields(done, spec, _inputs(done), outputs, "evaluation"))
 
 
 def _check_spec(spec: StepSpec) -> None:
@@ -78,47 +54,54 @@ def _check_spec(spec: StepSpec) -> None:
         raise CompileError("spec", f"optimizer {spec.optimizer!r} is none of {sorted(optim.OPTIMIZERS)}")
     if spec.batch < 1:
         raise CompileError("spec", f"batch is {spec.batch}, at least 1 is needed")
+    for name, allowed in (("batch_norm", ("frozen", "train")), ("freeze", ("refuse", "auto"))):
+        if getattr(spec, name) not in allowed:
+            raise CompileError("spec", f"{name} {getattr(spec, name)!r} is none of {list(allowed)}")
 
 
-def _differentiate(model: onnx.ModelProto, spec: StepSpec) -> _Differentiated:
-    """Reads the model, builds the loss and sweeps; again without the weights that turn out not to matter."""
-    _check_spec(spec)
-    prepared = prepare(model)
-    selected = trainable_names(prepared.graph, spec.train)
-    if not selected:
-        raise CompileError("nothing-to-train", f"train={spec.train!r} selects none of {list(weights_of(prepared.graph))}")
-    done = _attempt(prepared, spec, selected)
-    used = [name for name in selected if name in done.gradients]
-    if not used:
-        raise CompileError("nothing-to-train", f"the loss depends on none of {selected!r}")
-    if len(used) < len(selected):
-        unused = tuple(name for name in selected if name not in used)
-        done = replace(_attempt(prepared, spec, used), unused=unused)
-    return done
+def _inputs(done: Differentiated) -> InputTable:
+    """All inputs but the optimiser's. What is local stays on the device: weights and, where named so, statistics."""
+    table, weights = InputTable(done.source.graph, done.objective.loss.dtype), done.source.weights
+    shared = [name for name in done.gradients if name not in done.local]
+    table.add("data", done.source.data)
+    table.add("label", done.objective.labels)
+    table.add("weight", [done.objective.weight], 1.0)
+    table.add("param", [weights[name] for name in shared])
+    table.add("local", [weights[name] for name in done.local])
+    table.add("running", [weights[name] for name in done.running if name not in done.local])
+    return table
 
 
-def _attempt(prepared: onnx.ModelProto, spec: StepSpec, train: Sequence[str]) -> _Differentiated:
-    source = read(prepared, spec.output, spec.batch, spec.dims, train)
-    source.graph.origin = "loss"
-    target = objective(source.output, spec)
-    return _Differentiated(source, target, grad(target.loss, source.weights))
+def _with_proximal(done: Differentiated, inputs: InputTable) -> dict[str, Value]:
+    """The gradients with FedProx' pull; what never leaves the device has no common start to be pulled to."""
+    mu, pulled = inputs.scalar("hyper", "@mu", 0.0), dict(done.gradients)
+    for name in inputs.names("param"):
+        parameter = done.source.weights[name]
+        done.source.graph.origin = name
+        pulled[name] = optim.proximal(parameter, pulled[name], inputs.beside(parameter, "anchor", "anchor", None), mu)
+    return pulled
 
 
-def _fields(done: _Differentiated, spec: StepSpec, inputs: InputTable, outputs: Sequence[Output], name: str) -> dict[str, Any]:
+def _fields(done: Differentiated, spec: StepSpec, inputs: InputTable, outputs: Sequence[Output], name: str) -> dict[str, Any]:
     """The fields of a CompiledStep."""
-    model = export(done.source.graph, inputs, outputs, name)
+    model = export(done.source.graph, inputs, outputs, name, spec.external)
+    external = external_constants(model)
+    roles: dict[Role, str] = {"param": "parameters", "local": "local", "running": "running"}
     return {
         "model": model,
         "spec": spec,
         "inputs": inputs.bindings(),
         "outputs": tuple(Binding(role, label, v.dtype, v.shape) for role, label, v in outputs),
-        "parameters": inputs.parameters("param"),
-        "local": inputs.parameters("local"),
-        "running": inputs.parameters("running"),
+        **{field: inputs.parameters(role) for role, field in roles.items()},
         "unused": done.unused,
         "frozen": done.source.frozen,
-        "frozen_automatically": (),
-        "external": (),
+        "frozen_automatically": done.given_up,
+        "external": tuple(_parameter(tensor) for tensor in external.values()),
+        "adapters": done.choice.adapters,
         "cut": done.objective.cut,
         "operators": tuple(sorted({node.op_type for node in model.graph.node})),
     }
+
+
+def _parameter(tensor: onnx.TensorProto) -> Parameter:
+    return Parameter(tensor.name, tuple(tensor.dims), np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)))

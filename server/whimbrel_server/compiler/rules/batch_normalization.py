@@ -37,7 +37,7 @@ def _by_batch(
     statistics into the buffers of operands 3 and 4, whoever else reads them: each call gets its own temporaries.
     A layer that is used twice moves its statistics twice.
     """
-    x, count = ins[0], ins[0].size // ins[0].shape[1]
+    count = ins[0].size // ins[0].shape[1]
     if count < 2:
         raise CompileError("batch-norm", f"node {graph.origin!r} has one number per channel: no variance to train with")
     old = [graph.updates.get(value, value) for value in running]

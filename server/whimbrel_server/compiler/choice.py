@@ -1,0 +1,77 @@
+"""What a specification trains of a model: weights, adapters, a new head, running statistics.
+
+`task_model` is the inference model that a task trains and publishes, `choose` says what of it is trained. Reading and
+differentiating do not belong here.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from whimbrel_server.compiler.adapters import find_adapters
+from whimbrel_server.compiler.contract import Adapter, StepSpec
+from whimbrel_server.compiler.errors import CompileError
+from whimbrel_server.compiler.filled import write_out
+from whimbrel_server.compiler.heads import with_head
+from whimbrel_server.compiler.inputs import check_name
+from whimbrel_server.compiler.nested import reads
+from whimbrel_server.compiler.prepare import flatten
+from whimbrel_server.compiler.reader import output_name
+from whimbrel_server.compiler.selection import leading_to, matches, trainable_names, weights_of
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The names to train in a fixed order, and the adapters that some of them belong to."""
+
+    trained: tuple[str, ...]
+    adapters: tuple[Adapter, ...]
+
+    def only(self, names: Iterable[str]) -> "Choice":
+        """Without what is not among `names`; an adapter that is not trained is none."""
+        kept = set(names)
+        trained = tuple(name for name in self.trained if name in kept)
+        return Choice(trained, tuple(adapter for adapter in self.adapters if adapter.b in kept))
+
+
+def task_model(model: onnx.ModelProto, spec: StepSpec) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """A flat copy of the model as the task publishes it, and the names of the weights that are new in it."""
+    flat = flatten(model)
+    write_out(flat.graph, spec.train)
+    return flat, with_head(flat, spec.head, output_name(flat.graph, spec.output)) if spec.head is not None else ()
+
+
+def choose(prepared: onnx.ModelProto, spec: StepSpec, new: Sequence[str]) -> Choice:
+    """What `spec` trains of a prepared model; the weights in `new` in any case.
+
+    Raises CompileError: "nothing-to-train", "adapters", "train", "reserved-name".
+    """
+    train = () if spec.adapters is not None and spec.train == ("*",) else spec.train
+    own = trainable_names(prepared.graph, [*train, *new], spec.output)
+    for name in weights_of(prepared.graph):
+        check_name(name)
+    adapters = find_adapters(prepared.graph, spec.adapters, own) if spec.adapters is not None else ()
+    trained = (*own, *(name for adapter in adapters for name in adapter.trained))
+    if not trained:
+        raise CompileError("nothing-to-train", f"train={spec.train!r} selects none of {list(weights_of(prepared.graph))}")
+    return Choice(trained, adapters)
+
+
+def moving_statistics(graph: onnx.GraphProto, trained: Iterable[str], output: str | None) -> list[str]:
+    """The running means and variances of the batch normalisations that see anything trained.
+
+    Below the first trained weight nothing moves: there the statistics that the model came with are the right ones.
+    """
+    weights, live, found = weights_of(graph), set(trained), list[str]()
+    for node in leading_to(graph, output):
+        if live.isdisjoint(reads(node)):
+            continue
+        live.update(node.output)
+        if node.op_type == "BatchNormalization" and weights.keys() >= set(node.input[3:5]):
+            found += node.input[3:5]
+    return list(dict.fromkeys(found))
+
+
+def is_local(name: str, spec: StepSpec) -> bool:
+    return any(matches(pattern, name) for pattern in spec.local)
