@@ -19,6 +19,7 @@ CASES = {
     "gather-nd": Case("GatherND", ([2, 3, 4], PAIRS)),
     "gather-nd-batches": Case("GatherND", ([2, 3, 4], PLACES[..., None] % 3), {"batch_dims": 1}),
     "gather-nd-elements": Case("GatherND", ([4, 3], PLACES)),
+    "non-zero": Case("NonZero", (np.array([[0, 2], [3, 0]]),)),
     "scatter": Case("Scatter", ([2, 4], np.array([[3], [0]]), [2, 1]), {"axis": 1}, opset=9),
     "scatter-elements": Case("ScatterElements", ([2, 4], PLACES, [2, 2]), {"axis": 1}),
     "scatter-elements-add": Case("ScatterElements", ([4, 2], PLACES * 0 - 1, [2, 2]), {"reduction": "add"}),

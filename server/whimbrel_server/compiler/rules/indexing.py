@@ -28,7 +28,7 @@ COPYABLE_ELEMENTS = 4_000_000
 def scatter_add(base: Value, rows: Value, updates: Value) -> Value:
     """`base` `[n, ...]` with `updates` `[m, ...]` added to `rows` (int64 `[m]`); rows may repeat."""
     count, width = rows.shape[0], math.prod(updates.shape[1:])
-    if updates.size > UNSHARED_ELEMENTS and base.size > COPYABLE_ELEMENTS:
+    if base.graph.any_batch or (updates.size > UNSHARED_ELEMENTS and base.size > COPYABLE_ELEMENTS):
         wide = rows.reshape([count, *[1] * (base.rank - 1)]).expand(updates.shape)
         return base.graph.op("ScatterElements", base, wide, updates, axis=0, reduction="add")
     step = max(1, UNSHARED_ELEMENTS // max(width, 1))
@@ -161,9 +161,15 @@ def _lower_top_k(graph: Graph, x: Value, k: Value, **attrs: int) -> tuple[Value,
     return graph.multi("TopK", x, k, outputs=2, **attrs)
 
 
+def _lower_non_zero(graph: Graph, x: Value) -> Value:
+    """Resolved where it can be: of data, its shape is not static."""
+    return graph.op("NonZero", x) if x.data is None else graph.constant(np.stack(np.nonzero(x.data)).astype(np.int64))
+
+
 LOWERINGS: dict[str, Lowering] = {
     "Gather": _lower_gather,
     "GatherND": _lower_gather_nd,
+    "NonZero": _lower_non_zero,
     "ScatterND": _lower_scatter_nd,
     "TopK": _lower_top_k,
 }
