@@ -10,7 +10,9 @@ from whimbrel_server.compiler.rules import (
     normalisations,
     pooling,
     products,
+    recurrent,
     reductions,
+    resizing,
     slicing,
 )
 from whimbrel_server.compiler.rules.stops import STOPS, no_gradient
@@ -21,11 +23,13 @@ _TOPICS = (
     arithmetic,
     activations,
     products,
+    recurrent,
     reductions,
     normalisations,
     moving,
     slicing,
     indexing,
+    resizing,
     convolution,
     pooling,
 )
