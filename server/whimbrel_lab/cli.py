@@ -7,7 +7,9 @@ says which extra brings them.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,9 +58,13 @@ def _window(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from whimbrel_lab import bench_kernels
+    from whimbrel_lab import bench_kernels, bench_steps
 
-    bench_kernels.main()
+    if arguments.what in ("all", "kernels"):
+        bench_kernels.main()
+    if arguments.what in ("all", "steps"):
+        chosen = {name: getattr(arguments, name) for name in ("torch", "models", "threads", "low_memory")}
+        bench_steps.main(bench_steps.Options(**{name: value for name, value in chosen.items() if value is not None}))
     return 0
 
 
@@ -106,6 +112,10 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError("at least 1")
     return value
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
 
 
 def _widths(text: str) -> tuple[int, ...]:
@@ -158,6 +168,14 @@ def _parser() -> argparse.ArgumentParser:
     codec.set_defaults(run=_codec)
     _add_check(commands)
     bench = commands.add_parser("bench", help="print speed ratios, each against its baseline in the same run")
+    bench.add_argument("what", nargs="?", choices=("all", "kernels", "steps"), default="all")
+    torch = os.environ.get("WHIMBREL_TORCH_PYTHON") or (sys.executable if importlib.util.find_spec("torch") else None)
+    bench.add_argument(
+        "--torch", metavar="PYTHON", default=torch, help="an interpreter that has torch ($WHIMBREL_TORCH_PYTHON)"
+    )
+    bench.add_argument("--models", type=lambda text: tuple(text.split(",")), metavar="M,M,...", help="which train steps")
+    bench.add_argument("--threads", type=_counts, metavar="T,T,...", help="default 1,2")
+    bench.add_argument("--low-memory", action="store_true", help="as a device that saves memory rather than time")
     bench.set_defaults(run=_bench)
     return parser
 
