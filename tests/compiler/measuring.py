@@ -4,7 +4,7 @@ Everything is measured and nothing judged here: the tests, and the table of oper
 numbers to their bounds.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from unittest.mock import patch
@@ -14,7 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as MissingKernel
 
-from tests.compiler.cases.case import FLOATS, Case, is_differentiable, opsets
+from tests.compiler.cases.case import Case, is_differentiable, opsets
 from tests.compiler.evaluation import Array, directional_difference, in_double, reference, stock
 from whimbrel_server.compiler import prepare, reader, selection
 from whimbrel_server.compiler.grad import grad
@@ -46,7 +46,7 @@ def form_of(case: Case, opset: int) -> bytes:
 
 def forward_error(case: Case, opset: int) -> float:
     """Over all outputs: the graph they are read into, on onnxruntime, against the operator itself."""
-    expected = operator_results(case.model(opset))
+    expected = operator_results(case, opset)
     values = _point(case, opset)
     errors = []
     for name, forward in _forward_models(case, opset).items():
@@ -56,8 +56,10 @@ def forward_error(case: Case, opset: int) -> float:
     return max(errors)
 
 
-def operator_results(model: onnx.ModelProto) -> dict[str, Array]:
+@cache
+def operator_results(case: Case, opset: int) -> dict[str, Array]:
     """By onnxruntime; by onnx's reference evaluator where that lacks this version of the operator."""
+    model = case.model(opset)
     try:
         run = stock(model)
     except MissingKernel:
@@ -132,7 +134,7 @@ def _in_double(case: Case, opset: int) -> onnx.ModelProto:
 
 def _gradient_model(case: Case, opset: int, precision: Callable[[onnx.ModelProto], onnx.ModelProto]) -> onnx.ModelProto:
     """Inputs: the trained operands; outputs: a fixed random projection of all float results, and its gradients."""
-    projected = _projected(_prepared(case, opset), case.model(opset).graph.output)
+    projected = _projected(_prepared(case, opset), operator_results(case, opset))
     with _as_the_case_asks(case):
         source = reader.read(precision(projected), "projection", 1, {}, _trained(case, opset))
         loss = source.output.reshape([])
@@ -143,16 +145,14 @@ def _gradient_model(case: Case, opset: int, precision: Callable[[onnx.ModelProto
     return source.graph.export(list(source.weights.values()), outputs, "gradient")
 
 
-def _projected(prepared: onnx.ModelProto, results: Sequence[onnx.ValueInfoProto]) -> onnx.ModelProto:
+def _projected(prepared: onnx.ModelProto, results: Mapping[str, Array]) -> onnx.ModelProto:
     """The model with one more output, `projection` `[1, 1]`: all float results times random numbers, added up."""
     model = onnx.ModelProto()
     model.CopyFrom(prepared)
     rng, parts, graph = np.random.default_rng(5), [], model.graph
-    for result in results:
-        tensor, name = result.type.tensor_type, result.name
-        size = int(np.prod([dim.dim_value for dim in tensor.shape.dim], dtype=np.int64))
-        if tensor.elem_type in FLOATS:
-            column = rng.normal(size=(size, 1)).astype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    for name, result in results.items():
+        if result.dtype.kind == "f":
+            column = rng.normal(size=(result.size, 1)).astype(result.dtype)
             graph.initializer.append(numpy_helper.from_array(column, f"{name}.column"))
             graph.node.append(helper.make_node("Reshape", [name, "row"], [f"{name}.row"]))
             graph.node.append(helper.make_node("MatMul", [f"{name}.row", f"{name}.column"], [f"{name}.part"]))
