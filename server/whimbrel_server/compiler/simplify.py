@@ -30,7 +30,7 @@ FOLDABLE = frozenset({
 })
 # Index arithmetic. Folded floats would be stored again, beside the weights that they are made of.
 FOLDABLE_TO_INTEGERS = frozenset({
-    "Abs", "CumSum", "GatherElements", "GatherND", "NonZero", "Pad", "ScatterElements", "ScatterND", "Tile",
+    "Abs", "CumSum", "GatherElements", "GatherND", "Pad", "ScatterElements", "ScatterND", "Tile",
     "Transpose", "Trilu",
 })
 # fmt: on

@@ -1,13 +1,19 @@
 """Cases of `rules/moving.py`."""
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from tests.compiler.cases.case import Case, ints
 
 MASK = np.array([[True], [False], [True]])
 
+HALF = helper.make_tensor("value", TensorProto.DOUBLE, [1], [0.5])
+
 CASES = {
+    "constant-of-shape": Case("ConstantOfShape", (ints(2, 3),), {"value": HALF}),
+    "constant-of-shape-zero": Case(
+        "ConstantOfShape", (ints(9, 9),), {"value": helper.make_tensor("value", TensorProto.INT64, [1], [0])}
+    ),
     "cumsum": Case("CumSum", ([2, 4], ints(1))),
     "cumsum-exclusive": Case("CumSum", ([2, 3, 2], np.array(-2)), {"exclusive": 1}),
     "cumsum-reverse": Case("CumSum", ([5], np.array(0)), {"exclusive": 1, "reverse": 1}),
@@ -21,6 +27,9 @@ CASES = {
     "flatten-all": Case("Flatten", ([2, 3, 4],), {"axis": 3}),
     "flatten-last": Case("Flatten", ([2, 3, 4],), {"axis": -1}),
     "identity": Case("Identity", ([2, 3],)),
+    "one-hot": Case("OneHot", (ints(1, -1, 7), np.array(3), ints(-1, 4)), {"axis": 0}),
+    "range": Case("Range", (np.array(7), np.array(1), np.array(-2))),
+    "range-float": Case("Range", (np.float64(0.5), np.float64(2), np.float64(0.25))),
     "reshape": Case("Reshape", ([2, 3, 4], ints(0, -1))),
     "reshape-literal": Case("Reshape", ([2, 3, 4], ints(4, -1, 2)), {"allowzero": 1}),
     "reverse-sequence": Case("ReverseSequence", ([4, 3, 2], ints(1, 4, 2)), {"time_axis": 0, "batch_axis": 1}),
