@@ -3,6 +3,7 @@
 from tests.compiler.cases import (
     activations,
     arithmetic,
+    attention,
     batch_normalization,
     convolution,
     einsum,
@@ -25,6 +26,7 @@ TOPICS = (
     products,
     recurrent,
     reductions,
+    attention,
     einsum,
     normalisations,
     moving,

@@ -3,6 +3,7 @@
 from whimbrel_server.compiler.rules import (
     activations,
     arithmetic,
+    attention,
     batch_normalization,
     convolution,
     einsum,
@@ -26,6 +27,7 @@ _TOPICS = (
     products,
     recurrent,
     reductions,
+    attention,
     einsum,
     normalisations,
     moving,
