@@ -20,6 +20,7 @@ from whimbrel_server.compiler.errors import CompileError
 from whimbrel_server.compiler.export import external_constants
 from whimbrel_server.compiler.ir import Value
 from whimbrel_server.compiler.losses import LOSSES
+from whimbrel_server.compiler.nested import all_graphs
 
 
 def compile_step(model: onnx.ModelProto, spec: StepSpec, run: Run | None = None) -> TrainStep:
@@ -99,7 +100,7 @@ def _fields(done: Differentiated, spec: StepSpec, inputs: InputTable, outputs: S
         "external": tuple(_parameter(tensor) for tensor in external.values()),
         "adapters": done.choice.adapters,
         "cut": done.objective.cut,
-        "operators": tuple(sorted({node.op_type for node in model.graph.node})),
+        "operators": tuple(sorted({node.op_type for graph in all_graphs(model.graph) for node in graph.node})),
     }
 
 
