@@ -11,7 +11,7 @@ from onnx import numpy_helper, shape_inference
 from tests.compiler.evaluation import Array, stock
 from whimbrel_server.compiler.contract import Run
 from whimbrel_server.compiler.prepare import prepare
-from whimbrel_server.compiler.reader import Source, read
+from whimbrel_server.compiler.reader import Reading, Source, read
 from whimbrel_server.compiler.selection import weights_of
 
 ANY_SIZE = 1 << 62
@@ -37,7 +37,7 @@ def on_onnxruntime(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Sequen
 def sources(model: onnx.ModelProto, train: Sequence[str] = (), batch: int = 1, **options: Any) -> Source:
     run: Run | None = options.get("run", on_onnxruntime)
     first = model.graph.output[0].name
-    return read(prepare(model), first, batch, options.get("dims", {}), train, options.get("values", {}), run)
+    return read(prepare(model), first, batch, options.get("dims", {}), train, Reading(options.get("values", {}), run))
 
 
 def as_read(source: Source, model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Array:

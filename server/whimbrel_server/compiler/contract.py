@@ -12,6 +12,7 @@ import onnx
 
 from whimbrel_server.compiler.ir import OPSET, Array
 
+ANY = -1  # a size in the table of a symbolic step
 Role = Literal["data", "label", "weight", "param", "local", "running", "state", "anchor", "hyper", "metric"]
 Run = Callable[[onnx.ModelProto, Mapping[str, Array]], Sequence[Array]]
 """Executes a model: all its outputs in order. The only way to run anything while compiling."""
@@ -108,7 +109,8 @@ class Adapter:
 @dataclass(frozen=True)
 class Binding:
     """One input or output of a step. `default` fills the whole tensor where the client has no value; None:
-    the client must supply one. Outputs have role param, local, running, state or metric."""
+    the client must supply one. Outputs have role param, local, running, state or metric. In the table of a symbolic
+    step, sizes that grow with the batch are `ANY`."""
 
     role: Role
     name: str

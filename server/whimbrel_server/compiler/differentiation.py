@@ -17,7 +17,7 @@ from whimbrel_server.compiler.grad import grad
 from whimbrel_server.compiler.ir import Value
 from whimbrel_server.compiler.objective import Objective, objective
 from whimbrel_server.compiler.prepare import prepare
-from whimbrel_server.compiler.reader import Source, read
+from whimbrel_server.compiler.reader import Reading, Source, read
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _attempt(prepared: onnx.ModelProto, spec: StepSpec, choice: Choice, training
     model = with_adapters(prepared, choice.adapters) if choice.adapters else prepared
     moving = moving_statistics(model.graph, choice.trained, spec.output) if spec.batch_norm == "train" else []
     named = [*choice.trained, *moving]
-    source = read(model, spec.output, spec.batch, spec.dims, named, spec.values, run, training)
+    source = read(model, spec.output, spec.batch, spec.dims, named, Reading(spec.values, run, training, spec.symbolic))
     source.graph.origin = "loss"
     target = objective(source.output, spec)
     gradients = grad(target.loss, {name: source.weights[name] for name in choice.trained if name in source.weights})

@@ -3,7 +3,7 @@
 Weights are no inputs here, wherever a file lists them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,21 @@ def read_inputs(
     data = tuple(graph.input(i.name, _dtype(i), shapes[i.name]) for i in infos if i.name not in fixed)
     _check_batch(data, batch)
     return Inputs(data, fixed, sizes)
+
+
+def dims_at(infos: Iterable[onnx.ValueInfoProto], dims: Dims, old: int, new: int) -> dict[str, list[int]]:
+    """The same shapes for another batch: `new` in place of `old` where a shape's first size is open, and wherever the
+    same symbol stands."""
+    found, listed = {name: list(shape) for name, shape in dims.items()}, list(infos)
+    symbols = {dim.dim_param for info in listed for dim in info.type.tensor_type.shape.dim[:1]} - {""}
+    for info in listed:
+        shape = found.get(info.name, [])
+        declared = info.type.tensor_type.shape.dim[: len(shape)]
+        for axis, dim in enumerate(declared):
+            leads = axis == 0 and dim.dim_value <= 0
+            if shape[axis] == old and (leads or dim.dim_param in symbols):
+                shape[axis] = new
+    return found
 
 
 def check_name(name: str) -> None:

@@ -184,6 +184,7 @@ class Graph:
 
     def __init__(self) -> None:
         self.origin = ""
+        self.any_batch = False  # whether no rule may cut the batch into pieces of a fixed size
         self.training = False  # whether lowerings take the form that an operator has while training ...
         self.updates: dict[Value, Value] = {}  # ... and what then becomes of inputs that no optimiser moves
         self.domains: dict[str, int] = {}  # operator sets beside the standard one, for nodes kept as they are

@@ -6,7 +6,7 @@
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,34 +40,41 @@ class Source:
     frozen: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a model is read. `values` fixes inputs. `run` executes what leads to a node whose shape cannot be inferred.
+    With `training` operators take the form they have while training, with `any_batch` none depends on its size."""
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    run: Run | None = None
+    training: bool = False
+    any_batch: bool = False
+
+
 def read(
     prepared: onnx.ModelProto,
     output: str | None,
     batch: int,
     dims: Mapping[str, Sequence[int]],
     train: Iterable[str],
-    values: Mapping[str, float] | None = None,
-    run: Run | None = None,
-    training: bool = False,
+    how: Reading | None = None,
 ) -> Source:
     """Reads the nodes that `output` needs, with the weights named in `train` as graph inputs.
 
-    `batch` becomes the unknown first dimension of each data input; `dims` gives whole shapes by input name;
-    `values` fixes inputs. `run` executes what leads to a node whose shape cannot be inferred. With `training`
-    operators take the form they have while training.
+    `batch` becomes the unknown first dimension of each data input; `dims` gives whole shapes by input name.
     A name in `train` may also be the result of any node that depends on constants alone.
     """
     proto = prepared.graph
     name = output_name(proto, output)
     nodes, needed = _needed(proto, name)
-    graph = Graph()
-    graph.training = training
+    how, graph = how or Reading(), Graph()
+    graph.training, graph.any_batch = how.training, how.any_batch
     graph.domains.update(
         {entry.domain: entry.version for entry in prepared.opset_import if entry.domain not in STANDARD_DOMAINS}
     )
     initialised = {tensor.name for tensor in proto.initializer}
     infos = [info for info in proto.input if info.name in needed and info.name not in initialised]
-    reader = _Reader(prepared, graph, read_inputs(graph, infos, batch, dims, values or {}), frozenset(train), run)
+    reader = _Reader(prepared, graph, read_inputs(graph, infos, batch, dims, how.values), frozenset(train), how.run)
     for node in nodes:
         reader.node(node)
     return reader.source(name)

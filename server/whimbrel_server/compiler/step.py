@@ -5,7 +5,7 @@ from the table and never parses names. Parameters and optimiser state are inputs
 no trained weights and stays valid over all rounds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import onnx
 from onnx import helper
 
 from whimbrel_server.compiler import optim
+from whimbrel_server.compiler.any_batch import Step, for_any_batch
 from whimbrel_server.compiler.bindings import InputTable, Output, export
 from whimbrel_server.compiler.contract import Binding, EvalStep, Parameter, Role, Run, StepSpec, TrainStep
 from whimbrel_server.compiler.differentiation import Differentiated, differentiate
@@ -26,6 +27,10 @@ from whimbrel_server.compiler.nested import all_graphs
 def compile_step(model: onnx.ModelProto, spec: StepSpec, run: Run | None = None) -> TrainStep:
     """The train step of `model`; raises CompileError. `run` may execute parts whose shapes onnx cannot infer."""
     _check_spec(spec)
+    return _for_batch(_train_step, model, spec, run)
+
+
+def _train_step(model: onnx.ModelProto, spec: StepSpec, run: Run | None) -> TrainStep:
     done = differentiate(model, spec, training=True, run=run)
     inputs, graph = _inputs(done), done.source.graph
     gradients = _with_proximal(done, inputs) if spec.proximal else done.gradients
@@ -43,9 +48,21 @@ def compile_step(model: onnx.ModelProto, spec: StepSpec, run: Run | None = None)
 def compile_eval(model: onnx.ModelProto, spec: StepSpec, run: Run | None = None) -> EvalStep:
     """The evaluation that fits the train step of the same specification: same parameters, sums only."""
     _check_spec(spec)
+    return _for_batch(_evaluation, model, spec, run)
+
+
+def _evaluation(model: onnx.ModelProto, spec: StepSpec, run: Run | None) -> EvalStep:
     done = differentiate(model, spec, training=False, run=run)
     outputs: list[Output] = [("metric", name, value) for name, value in done.objective.sums.items()]
     return EvalStep(**_fields(done, spec, _inputs(done), outputs, "evaluation"))
+
+
+def _for_batch(
+    compiled: Callable[[onnx.ModelProto, StepSpec, Run | None], Step], model: onnx.ModelProto, spec: StepSpec, run: Run | None
+) -> Step:
+    if spec.symbolic:
+        return for_any_batch(lambda sized: compiled(model, sized, run), model, spec)
+    return compiled(model, spec, run)
 
 
 def _check_spec(spec: StepSpec) -> None:
