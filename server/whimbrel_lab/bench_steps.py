@@ -92,7 +92,8 @@ def _prepared(name: str, folder: Path) -> tuple[Path, Path]:
     label = rng.integers(0, bench.classes, shape if bench.tokens else BATCH)
     plan, data = folder / f"{name}.plan", folder / f"{name}.npz"
     plan.write_bytes(wire.encode(_plan(model, bench)))
-    np.savez(data, x=x, label=label, rate=RATE, **{f"w:{key}": array for key, array in weights.items()})
+    arrays: dict[str, Any] = {"x": x, "label": label, "rate": RATE, **{f"w:{key}": array for key, array in weights.items()}}
+    np.savez(data, **arrays)
     return plan, data
 
 
