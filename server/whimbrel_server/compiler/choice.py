@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import onnx
 
 from whimbrel_server.compiler.adapters import find_adapters
+from whimbrel_server.compiler.constants import write_out
 from whimbrel_server.compiler.contract import Adapter, StepSpec
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.filled import write_out
 from whimbrel_server.compiler.heads import with_head
 from whimbrel_server.compiler.inputs import check_name
 from whimbrel_server.compiler.nested import reads
@@ -49,7 +49,7 @@ def choose(prepared: onnx.ModelProto, spec: StepSpec, new: Sequence[str]) -> Cho
     """
     train = () if spec.adapters is not None and spec.train == ("*",) else spec.train
     own = trainable_names(prepared.graph, [*train, *new], spec.output)
-    for name in weights_of(prepared.graph):
+    for name in own:
         check_name(name)
     adapters = find_adapters(prepared.graph, spec.adapters, own) if spec.adapters is not None else ()
     trained = (*own, *(name for adapter in adapters for name in adapter.trained))

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper, shape_inference
 
+from whimbrel_server.compiler.constants import constant
 from whimbrel_server.compiler.errors import CompileError
 from whimbrel_server.compiler.nested import reads
 from whimbrel_server.compiler.selection import Uses
@@ -88,11 +89,9 @@ def _ending(uses: Uses, output: str) -> list[onnx.NodeProto]:
 
 def _check_targets(uses: Uses, output: str, old: int) -> None:
     """A Reshape to a fixed number of classes cannot follow a new one."""
-    constants = {tensor.name: tensor for tensor in uses.graph.initializer}
-    constants |= {node.output[0]: node.attribute[0].t for node in uses.nodes if node.op_type == "Constant"}
     for node in _ending(uses, output):
-        target = constants.get(node.input[1]) if node.op_type == "Reshape" else None
-        if target is not None and old in numpy_helper.to_array(target):
+        target = constant(uses.graph, node.input[1]) if node.op_type == "Reshape" else None
+        if target is not None and old in target:
             raise CompileError("head", f"Reshape (node {node.name!r}) after the head fixes its {old} classes")
 
 
