@@ -4,7 +4,7 @@
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from whimbrel_server.compiler.errors import Refusal, UnsupportedOperator
 from whimbrel_server.compiler.ir import Node, Value, topological
@@ -40,7 +40,7 @@ def grad(loss: Value, wrt: Mapping[str, Value]) -> dict[str, Value]:
         if not live.isdisjoint(node.outs) and any(arrived):
             _propagate(node, arrived, gradients, live, refused)
     if refused:
-        raise _unsupported(order, refused, wrt)
+        raise _unsupported(order, refused, wrt, gradients)
     return {name: gradients[value] for name, value in wrt.items() if value in gradients}
 
 
@@ -80,11 +80,13 @@ def _propagate(
             gradients[value] = gradients[value] + fitted if value in gradients else fitted
 
 
-def _unsupported(order: Sequence[Node], refused: Mapping[Node, str], wrt: Mapping[str, Value]) -> UnsupportedOperator:
+def _unsupported(
+    order: Sequence[Node], refused: Mapping[Node, str], wrt: Mapping[str, Value], reached: Container[Value]
+) -> UnsupportedOperator:
     """The error for the refused node nearest the data, with the weights that stay trainable."""
     node = next(node for node in order if node in refused)
     behind = _leading_to(order, refused)
-    trainable = {name: value for name, value in wrt.items() if value not in behind}
+    trainable = {name: value for name, value in wrt.items() if value in reached and value not in behind}
     after = _live_values(order, trainable.values())
     return UnsupportedOperator(
         f"{node.domain}.{node.op}" if node.domain else node.op,

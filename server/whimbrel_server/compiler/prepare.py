@@ -63,9 +63,6 @@ def flatten(model: onnx.ModelProto) -> onnx.ModelProto:
     return flat
 
 
-inline_functions = flatten
-
-
 def opset_of(model: onnx.ModelProto) -> int:
     """The version of the standard operators that a model uses."""
     return max((entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS), default=OPSET)
