@@ -289,7 +289,9 @@ def open_graph(
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.enable_cpu_mem_arena = how[0], not how[1]
     options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False  # it would hold one block for all tensors beside the arena that the first run filled
+    # A pattern would hold one block for all tensors beside the arena that the first run filled; planned reuse keeps large
+    # buffers for small tensors, which the arena does better.
+    options.enable_mem_pattern = options.enable_mem_reuse = False
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would burn battery
     if frozen:
