@@ -28,6 +28,7 @@ from whimbrel_protocol.delta import compress
 from whimbrel_protocol.objects import VectorSpec
 from whimbrel_server import compiler
 from whimbrel_server.compiler import CompileError, StepSpec, TrainStep
+from whimbrel_server.compiler.nested import reads
 
 BITS, COHORT = 16, 32  # of the masked vector that is reckoned with
 RETRY = frozenset({"output", "class-axis", "loss"})  # a guessed loss that did not fit after all
@@ -132,17 +133,17 @@ def _tensor(name: str, declared: Sequence[int | str], array: Array) -> facts.Ten
 def _compile(model: onnx.ModelProto, options: Options, fitted: Fitted, objective: Objective) -> tuple[TrainStep, Objective]:
     """The step of the chosen loss, or of squared error where a guessed loss does not fit."""
     try:
-        return compiler.compile_step(model, _spec(options, fitted, objective), run), objective
+        return compiler.compile_step(model, _spec(model, options, fitted, objective), run), objective
     except CompileError as error:
         if objective.certain or objective.loss == objectives.FALLBACK or error.code not in RETRY:
             raise
         why = f"{objective.loss} does not fit: {error}"
     other = Objective(objective.output, objectives.FALLBACK, why, certain=True)
-    return compiler.compile_step(model, _spec(options, fitted, other), run), other
+    return compiler.compile_step(model, _spec(model, options, fitted, other), run), other
 
 
-def _spec(options: Options, fitted: Fitted, objective: Objective) -> StepSpec:
-    output = fitted.outputs[objective.output]
+def _spec(model: onnx.ModelProto, options: Options, fitted: Fitted, objective: Objective) -> StepSpec:
+    output, read = fitted.outputs[objective.output], _leading_to(model, objective.output)
     auto = options.trainable == ("auto",)
     return StepSpec(
         loss=objective.loss,
@@ -151,12 +152,21 @@ def _spec(options: Options, fitted: Fitted, objective: Objective) -> StepSpec:
         train=("*",) if auto or options.trainable == ("all",) else options.trainable,
         freeze="auto" if auto else "refuse",
         output=objective.output,
-        dims={name: array.shape for name, array in fitted.feeds.items() if name not in fitted.values},
-        values=dict(fitted.values),
+        dims={name: array.shape for name, array in fitted.feeds.items() if name in read - fitted.values.keys()},
+        values={name: value for name, value in fitted.values.items() if name in read},
         adapters=compiler.Adapters(options.lora, float(options.lora)) if options.lora else None,
         head=options.head or None,
         external=True,
     )
+
+
+def _leading_to(model: onnx.ModelProto, output: str) -> set[str]:
+    """Every name that an output depends on."""
+    names = {output}
+    for node in reversed(model.graph.node):
+        if names.intersection(node.output):
+            names.update(reads(node))
+    return names
 
 
 def _batch(fitted: Fitted, output: Sequence[int]) -> int:
@@ -208,7 +218,7 @@ def _leave(
     wanted = {one.name for one in step.inputs}
     _save(folder, "batch", {name: array for name, array in batch.items() if name in wanted})
     _save(folder, "start", start)
-    _save(folder, "frozen", dict(getattr(compiler, "frozen_weights", lambda *_: {})(model, step)))
+    _save(folder, "frozen", dict(compiler.frozen_weights(model, step)))
     _save_step(folder, facts.STEP, step)
     if options.optimizer != "sgd":
         step = compiler.compile_step(model, replace(step.spec, optimizer="sgd"), run)

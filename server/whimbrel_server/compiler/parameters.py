@@ -15,7 +15,7 @@ from whimbrel_server.compiler.contract import Adapter, CompiledStep, Parameter
 from whimbrel_server.compiler.errors import CompileError
 from whimbrel_server.compiler.ir import Array
 from whimbrel_server.compiler.prepare import flatten
-from whimbrel_server.compiler.selection import weights_of
+from whimbrel_server.compiler.selection import constants_of, weights_of
 
 
 def initial_parameters(model: onnx.ModelProto, step: CompiledStep) -> dict[str, Array]:
@@ -32,7 +32,7 @@ def frozen_weights(model: onnx.ModelProto, step: CompiledStep) -> dict[str, Arra
 
 
 def _values(model: onnx.ModelProto, step: CompiledStep, wanted: Iterable[Parameter]) -> dict[str, Array]:
-    tensors = weights_of(task_model(model, step.spec)[0].graph)
+    tensors = constants_of(task_model(model, step.spec)[0].graph)
     factors = {name: adapter for adapter in step.adapters for name in (adapter.a, adapter.b)}
     values: dict[str, Array] = {}
     for one in wanted:

@@ -60,12 +60,17 @@ RESHAPING = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Tra
 
 def weights_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     """Floating-point initialisers and `Constant` nodes of a graph by name, in the file's order."""
+    floats = {helper.np_dtype_to_tensor_dtype(dtype) for dtype in TRAINABLE_TYPES}
+    return {name: tensor for name, tensor in constants_of(graph).items() if tensor.data_type in floats}
+
+
+def constants_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Initialisers and `Constant` nodes of any type by name, in the file's order."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             tensors[node.output[0]] = node.attribute[0].t
-    floats = {helper.np_dtype_to_tensor_dtype(dtype) for dtype in TRAINABLE_TYPES}
-    return {name: tensor for name, tensor in tensors.items() if tensor.data_type in floats}
+    return tensors
 
 
 def matches(pattern: str, name: str) -> bool:
