@@ -3,13 +3,14 @@
 The formulas are in `losses.py` and `metrics.py`; gradients and optimisers do not belong here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from whimbrel_server.compiler import metrics
 from whimbrel_server.compiler.activation import without_activation
 from whimbrel_server.compiler.contract import StepSpec
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.ir import Value
+from whimbrel_server.compiler.ir import Value, topological
 from whimbrel_server.compiler.losses import LOSSES, Target
 
 
@@ -46,3 +47,18 @@ def objective(output: Value, spec: StepSpec) -> Objective:
     loss = metrics.weighted_mean(sums)
     sums |= metrics.metric_sums(spec.metrics, kind, output, label, weight)
     return Objective((label,) if label else (), weight, loss, sums, cut)
+
+
+def judged(loss: Value, data: Sequence[Value]) -> Value:
+    """The loss, or NaN where an input holds a number that is not finite: a device then takes back the step.
+
+    A runtime's MaxPool and Clip may let a NaN vanish on the way to the loss, but not on the way back to the weights. Inputs
+    whose missing numbers the model itself fills in (`IsNaN`, or a node of another domain such as an imputer) are not judged.
+    """
+    readers = [(value, node) for node in topological([loss]) for value in node.ins]
+    filled = {value for value, node in readers if node.domain or node.op == "IsNaN"}
+    for value in data:
+        if value.is_float and value not in filled:
+            total = value.graph.op("ReduceSum", value, keepdims=0)
+            loss = loss + total.cast(loss.dtype) * 0.0
+    return loss

@@ -22,6 +22,7 @@ from whimbrel_server.compiler.export import external_constants
 from whimbrel_server.compiler.ir import Value
 from whimbrel_server.compiler.losses import LOSSES
 from whimbrel_server.compiler.nested import all_graphs
+from whimbrel_server.compiler.objective import judged
 
 
 def compile_step(model: onnx.ModelProto, spec: StepSpec, run: Run | None = None) -> TrainStep:
@@ -41,7 +42,8 @@ def _train_step(model: onnx.ModelProto, spec: StepSpec, run: Run | None) -> Trai
     outputs: list[Output] = [
         (role, f"{name}@new", new[name]) for role in ("param", "local", "running", "state") for name in inputs.names(role)
     ]
-    outputs += [("metric", name, value) for name, value in {"@loss": done.objective.loss, **done.objective.sums}.items()]
+    loss = judged(done.objective.loss, done.source.data)
+    outputs += [("metric", name, value) for name, value in {"@loss": loss, **done.objective.sums}.items()]
     return TrainStep(**_fields(done, spec, inputs, outputs, "train_step"), drop_ragged=bool(done.running))
 
 
