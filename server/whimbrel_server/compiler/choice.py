@@ -49,9 +49,10 @@ def choose(prepared: onnx.ModelProto, spec: StepSpec, new: Sequence[str]) -> Cho
     """
     train = () if spec.adapters is not None and spec.train == ("*",) else spec.train
     own = trainable_names(prepared.graph, [*train, *new], spec.output)
-    for name in own:
-        check_name(name)
     adapters = find_adapters(prepared.graph, spec.adapters, own) if spec.adapters is not None else ()
+    factors = {name for adapter in adapters for name in (adapter.a, adapter.b)}
+    for name in [*own, *factors.intersection(weights_of(prepared.graph))]:
+        check_name(name)
     trained = (*own, *(name for adapter in adapters for name in adapter.trained))
     if not trained:
         raise CompileError("nothing-to-train", f"train={spec.train!r} selects none of {list(weights_of(prepared.graph))}")

@@ -45,7 +45,7 @@ def with_head(model: onnx.ModelProto, classes: int, output: str) -> tuple[str, .
     """
     if classes < 1:
         raise CompileError("head", f"a head of {classes} classes; at least 1 is needed")
-    uses = Uses(model.graph)
+    uses = Uses(model.graph, half=True)
     weight, *biases = _operands(uses, output)
     old = _length(uses, weight)
     _check_targets(uses, output, old)

@@ -15,7 +15,7 @@ from whimbrel_server.compiler.contract import Adapter, CompiledStep, Parameter
 from whimbrel_server.compiler.errors import CompileError
 from whimbrel_server.compiler.ir import Array
 from whimbrel_server.compiler.prepare import flatten
-from whimbrel_server.compiler.selection import constants_of, weights_of
+from whimbrel_server.compiler.selection import constants_of
 
 
 def initial_parameters(model: onnx.ModelProto, step: CompiledStep) -> dict[str, Array]:
@@ -52,7 +52,7 @@ def export_inference(model: onnx.ModelProto, params: Mapping[str, Array], step: 
     unknown name or a weight of another shape.
     """
     shipped = task_model(model, step.spec)[0] if step else flatten(model)
-    tensors = weights_of(shipped.graph)
+    tensors = constants_of(shipped.graph)
     adapters = step.adapters if step else ()
     factors = {name for adapter in adapters for name in (adapter.a, adapter.b)}
     for name, array in params.items():
@@ -64,9 +64,9 @@ def export_inference(model: onnx.ModelProto, params: Mapping[str, Array], step: 
 
 
 def _write(tensors: Mapping[str, onnx.TensorProto], name: str, array: Array) -> None:
-    if name not in tensors:
+    old = numpy_helper.to_array(tensors[name]) if name in tensors else None
+    if old is None or old.dtype.kind != "f":
         raise CompileError("parameters", f"the model has no weight {name!r}")
-    old = numpy_helper.to_array(tensors[name])
     if old.shape != array.shape:
         raise CompileError("parameters", f"weight {name!r} has shape {old.shape}, not {array.shape}")
     tensors[name].CopyFrom(numpy_helper.from_array(np.asarray(array, old.dtype), name))

@@ -58,9 +58,11 @@ NORMALISATIONS = (
 RESHAPING = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
-def weights_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    """Floating-point initialisers and `Constant` nodes of a graph by name, in the file's order."""
-    floats = {helper.np_dtype_to_tensor_dtype(dtype) for dtype in TRAINABLE_TYPES}
+def weights_of(graph: onnx.GraphProto, half: bool = False) -> dict[str, onnx.TensorProto]:
+    """Floating-point initialisers and `Constant` nodes of a graph by name, in the file's order; those of half precision,
+    which a prepared model has no longer, if asked for."""
+    types = (*TRAINABLE_TYPES, np.dtype(np.float16)) if half else TRAINABLE_TYPES
+    floats = {helper.np_dtype_to_tensor_dtype(dtype) for dtype in types}
     return {name: tensor for name, tensor in constants_of(graph).items() if tensor.data_type in floats}
 
 
@@ -110,10 +112,10 @@ class Uses:
     tensor to the node that makes it.
     """
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, graph: onnx.GraphProto, half: bool = False) -> None:
         self.graph = graph
         self.nodes = list(all_nodes(graph))
-        self.tensors = weights_of(graph)
+        self.tensors = weights_of(graph, half)
         self.maker = {name: node for node in self.nodes for name in node.output}
         self.weight = {name: name for name in self.tensors}
         for node in self.nodes:
