@@ -86,8 +86,21 @@ def rounding_error(case: Case, opset: int) -> float:
     """Loss and gradients in float32 on onnxruntime, against float64 on the reference evaluator."""
     values = _point(case, opset)
     exact = reference(_in_double(case, opset))({name: np.float64(array) for name, array in values.items()})
-    found = stock(_gradient_model(case, opset, lambda prepared: prepared))(values)
+    found = single_gradients(case, opset)
     return max(relative_error(found[name], exact[name]) for name in exact)
+
+
+def single_gradients(case: Case, opset: int) -> dict[str, Array]:
+    """`loss` and `<operand>@grad` in float32 on onnxruntime."""
+    run = stock(_gradient_model(case, opset, lambda prepared: prepared))
+    results: dict[str, Array] = run(_point(case, opset))
+    return results
+
+
+def projections(case: Case, opset: int) -> dict[str, Array]:
+    """The random numbers that each float result is multiplied with to make the loss: a column for each, by name."""
+    rng, results = np.random.default_rng(5), operator_results(case, opset)
+    return {name: rng.normal(size=(a.size, 1)).astype(a.dtype) for name, a in results.items() if a.dtype.kind == "f"}
 
 
 def relative_error(found: Array, expected: Array) -> float:
@@ -134,7 +147,7 @@ def _in_double(case: Case, opset: int) -> onnx.ModelProto:
 
 def _gradient_model(case: Case, opset: int, precision: Callable[[onnx.ModelProto], onnx.ModelProto]) -> onnx.ModelProto:
     """Inputs: the trained operands; outputs: a fixed random projection of all float results, and its gradients."""
-    projected = _projected(_prepared(case, opset), operator_results(case, opset))
+    projected = _projected(_prepared(case, opset), projections(case, opset))
     with _as_the_case_asks(case):
         source = reader.read(precision(projected), "projection", 1, {}, _trained(case, opset))
         loss = source.output.reshape([])
@@ -145,18 +158,16 @@ def _gradient_model(case: Case, opset: int, precision: Callable[[onnx.ModelProto
     return source.graph.export(list(source.weights.values()), outputs, "gradient")
 
 
-def _projected(prepared: onnx.ModelProto, results: Mapping[str, Array]) -> onnx.ModelProto:
-    """The model with one more output, `projection` `[1, 1]`: all float results times random numbers, added up."""
+def _projected(prepared: onnx.ModelProto, columns: Mapping[str, Array]) -> onnx.ModelProto:
+    """The model with one more output, `projection` `[1, 1]`: all float results times their columns, added up."""
     model = onnx.ModelProto()
     model.CopyFrom(prepared)
-    rng, parts, graph = np.random.default_rng(5), [], model.graph
-    for name, result in results.items():
-        if result.dtype.kind == "f":
-            column = rng.normal(size=(result.size, 1)).astype(result.dtype)
-            graph.initializer.append(numpy_helper.from_array(column, f"{name}.column"))
-            graph.node.append(helper.make_node("Reshape", [name, "row"], [f"{name}.row"]))
-            graph.node.append(helper.make_node("MatMul", [f"{name}.row", f"{name}.column"], [f"{name}.part"]))
-            parts.append(f"{name}.part")
+    parts, graph = [], model.graph
+    for name, column in columns.items():
+        graph.initializer.append(numpy_helper.from_array(column, f"{name}.column"))
+        graph.node.append(helper.make_node("Reshape", [name, "row"], [f"{name}.row"]))
+        graph.node.append(helper.make_node("MatMul", [f"{name}.row", f"{name}.column"], [f"{name}.part"]))
+        parts.append(f"{name}.part")
     graph.initializer.append(numpy_helper.from_array(np.array([1, -1]), "row"))
     graph.node.append(helper.make_node("Sum", parts, ["projection"]))
     graph.output.append(onnx.ValueInfoProto(name="projection"))
