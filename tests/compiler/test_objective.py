@@ -118,6 +118,7 @@ def test_a_vector_of_losses_is_weighted_and_needs_no_label() -> None:
     model = ended_by("a = Abs (z) y = ReduceMax <axes=[1], keepdims=0> (a)", "[4]")
     step = compile_step(model, replace(SPEC, loss="output"))
     assert [b.role for b in step.inputs] == ["data", "weight", "param", "hyper"]
+    assert not step.drop_ragged
     feeds = {"x": X, "@weight": WEIGHT, "@lr": np.zeros((), np.float32), **initial_parameters(model, step)}
     losses = stock(model)({"x": X})["y"]
     assert stock(step.model)(feeds)["@loss"] == pytest.approx((WEIGHT * losses).sum() / WEIGHT.sum(), rel=1e-5)
@@ -133,6 +134,7 @@ def test_a_scalar_output_is_the_loss_of_the_batch() -> None:
     assert found["@loss_sum"] == pytest.approx(loss * WEIGHT.sum(), rel=1e-6)
     idle = stock(step.model)({**feeds, "@weight": 0 * WEIGHT})
     np.testing.assert_array_equal(idle["w@new"], feeds["w"])
+    assert step.drop_ragged, "it sees padded rows"
 
 
 def sums_of(loss: str, metrics: tuple[str, ...], output: Array, label: Array, weight: Array) -> dict[str, Array]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.compiler.evaluation import Array, in_double, reference, stock
-from tests.compiler.whole_models import BATCH, WHOLE
+from tests.compiler.whole_models import BATCH, WHOLE, Whole
 from whimbrel_server.compiler import StepSpec, TrainStep, compile_step, initial_parameters
 from whimbrel_server.compiler.optim import OPTIMIZERS
 
@@ -64,3 +64,21 @@ def test_the_same_bits_on_every_run(name: str) -> None:
     first, second = (trained(step, name, stock(step.model), start, 3) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert {key: array.tobytes() for key, array in one.items()} == {key: array.tobytes() for key, array in other.items()}
+
+
+def gradients(whole: Whole, batch: dict[str, Array]) -> dict[str, Array]:
+    """By an SGD step of learning rate 1 for a batch of just this size."""
+    step = compile_step(whole.model, StepSpec(whole.loss, "sgd", len(batch["@label"])))
+    start = initial_parameters(whole.model, step)
+    outputs = stock(step.model)({**batch, **start, "@lr": np.ones((), np.float32)})
+    return {"@loss": outputs["@loss"]} | {key: start[key] - outputs[f"{key}@new"] for key in start}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_one_example_alone_and_padded(name: str) -> None:
+    """A batch of one is the same as a batch of five with four rows of weight 0, whatever stands in them."""
+    batch = next(WHOLE[name].batches(np.dtype(np.float32)))
+    batch["@weight"][:1], batch["@weight"][1:] = 1.0, 0.0
+    padded, alone = (gradients(WHOLE[name], {key: array[:count] for key, array in batch.items()}) for count in (BATCH, 1))
+    for key, array in alone.items():
+        np.testing.assert_allclose(padded[key], array, rtol=1e-4, atol=1e-6, err_msg=key)

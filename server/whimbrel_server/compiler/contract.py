@@ -162,7 +162,8 @@ class CompiledStep:
 class TrainStep(CompiledStep):
     """One optimiser step: new parameters and state, `@loss` before the update, and the metric sums.
 
-    `drop_ragged`: batch statistics see padded rows, so a last batch that is not full must be left out.
+    `drop_ragged`: batch statistics, or a loss that the model itself makes of the batch, see padded rows, so a last batch
+    that is not full must be left out.
     """
 
     drop_ragged: bool = False

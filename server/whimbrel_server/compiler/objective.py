@@ -16,20 +16,24 @@ from whimbrel_server.compiler.losses import LOSSES, Target
 
 @dataclass(frozen=True)
 class Objective:
-    """`loss` is the weighted mean; `labels` holds the one label input, or none where the loss needs none."""
+    """`loss` is the weighted mean; `labels` holds the one label input, or none where the loss needs none.
+
+    `whole`: the model itself made one number of the batch, so that rows of weight 0 have their part in it.
+    """
 
     labels: tuple[Value, ...]
     weight: Value
     loss: Value
     sums: dict[str, Value]
     cut: str | None
+    whole: bool = False
 
 
 def objective(output: Value, spec: StepSpec) -> Objective:
     """The loss of `spec` on a model's output `[N, ...]`; raises CompileError ("spec", "output", "class-axis").
 
     An output `[T, N, ...]` is turned to `[N, T, ...]`. With the loss "output" a scalar output counts once for every unit
-    of weight: it was not told which rows are padding.
+    of weight.
     """
     kind = LOSSES[spec.loss]
     if spec.label_smoothing and not (kind.smooths and 0.0 < spec.label_smoothing < 1.0):
@@ -46,7 +50,7 @@ def objective(output: Value, spec: StepSpec) -> Objective:
     sums = metrics.weighted_sums(losses, weight)
     loss = metrics.weighted_mean(sums)
     sums |= metrics.metric_sums(spec.metrics, kind, output, label, weight)
-    return Objective((label,) if label else (), weight, loss, sums, cut)
+    return Objective((label,) if label else (), weight, loss, sums, cut, scalar)
 
 
 def judged(loss: Value, data: Sequence[Value]) -> Value:

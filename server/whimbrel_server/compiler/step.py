@@ -44,7 +44,8 @@ def _train_step(model: onnx.ModelProto, spec: StepSpec, run: Run | None) -> Trai
     ]
     loss = judged(done.objective.loss, done.source.data)
     outputs += [("metric", name, value) for name, value in {"@loss": loss, **done.objective.sums}.items()]
-    return TrainStep(**_fields(done, spec, inputs, outputs, "train_step"), drop_ragged=bool(done.running))
+    drop_ragged = bool(done.running) or done.objective.whole
+    return TrainStep(**_fields(done, spec, inputs, outputs, "train_step"), drop_ragged=drop_ragged)
 
 
 def compile_eval(model: onnx.ModelProto, spec: StepSpec, run: Run | None = None) -> EvalStep:
