@@ -17,16 +17,19 @@ from whimbrel_server.compiler.objective import objective
 FRAMES, CLASSES = 4, 3
 
 
-def losses(logits: Array, label: Array, weight: Array) -> Array:
-    """The loss of each example over all its frames, found one example at a time."""
+def loss_sum(logits: Array, label: Array, weight: Array) -> float:
     graph = Graph()
-    output = graph.input("output", logits.dtype, (1, *logits.shape[1:]))
-    target = objective(output, StepSpec("ctc", "sgd", 1))
+    output = graph.input("output", logits.dtype, logits.shape)
+    target = objective(output, StepSpec("ctc", "sgd", len(logits)))
     run = (reference if logits.dtype == np.float64 else stock)(
         graph.export([output, *target.labels, target.weight], target.sums, "loss")
     )
-    feeds = ({"output": x[None], "@label": y[None], "@weight": w[None]} for x, y, w in zip(logits, label, weight, strict=True))
-    return np.array([run(feed)["@loss_sum"] for feed in feeds])
+    return float(run({"output": logits, "@label": label, "@weight": weight})["@loss_sum"])
+
+
+def losses(logits: Array, label: Array, weight: Array) -> Array:
+    """The loss of each example over all its frames, found one example at a time."""
+    return np.array([loss_sum(*(array[row : row + 1] for array in (logits, label, weight))) for row in range(len(logits))])
 
 
 def sum_over_paths(logits: Array, label: Array, frames: int) -> float:
@@ -56,6 +59,13 @@ def test_certain_and_impossible_outputs_give_numbers() -> None:
     found = losses(logits, np.array([[1, -1], [2, -1], [1, 1]]), np.ones((3, FRAMES), np.float32))
     # frames that must be of another class cost 2e4 each; several paths share the least cost
     np.testing.assert_allclose(found, [0.0, FRAMES * 2e4 - np.log(10), 2e4 - np.log(2)], rtol=1e-6)
+
+
+def test_a_large_batch_costs_what_its_examples_cost() -> None:
+    rng = np.random.default_rng(4)
+    logits, label = rng.normal(size=(40, FRAMES, CLASSES)), rng.integers(1, CLASSES, (40, 2))
+    weight = (np.arange(FRAMES) < rng.integers(3, FRAMES + 1, (40, 1))).astype(np.float64)
+    np.testing.assert_allclose(loss_sum(logits, label, weight), losses(logits, label, weight).sum(), rtol=1e-12)
 
 
 def test_an_output_without_frames_is_refused() -> None:

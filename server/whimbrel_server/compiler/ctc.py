@@ -71,7 +71,8 @@ def _sum_of_ways(emitted: Value, real: Value, skips: Value) -> Value:
         arriving = _arriving(ways, skips)
         largest = graph.op("Max", *arriving)
         new = largest + graph.op("Log", _total([graph.op("Exp", way - largest) for way in arriving])) + emitted
-        return [_in_front(new) * real + ways * (1.0 - real)], [ways]
+        new = graph.op("Concat", ways.slice(1, 0, 2), new, axis=1)
+        return [new * real + ways * (1.0 - real)], [ways]
 
     def gradient(node: Node, arrived: Value | None, *_: Value | None) -> Gradients:
         """A place passes its gradient to those it came from, in the shares that they had of it."""
@@ -103,12 +104,6 @@ def _shares(ways: Value, skips: Value) -> list[Value]:
     parts = [ways.graph.op("Exp", way - largest) for way in arriving]
     total = _total(parts)
     return [part / total for part in parts]
-
-
-def _in_front(ways: Value) -> Value:
-    """With the two places that nothing reaches."""
-    never = ways.graph.constant(np.full((1, 2), NEVER, ways.dtype)).expand([ways.shape[0], 2])
-    return ways.graph.op("Concat", never, ways, axis=1)
 
 
 def _total(values: list[Value]) -> Value:
