@@ -156,3 +156,11 @@ def test_a_layer_learns_to_transcribe() -> None:
 def pairs(step: Any, role: str) -> Any:
     sides = ([binding for binding in side if binding.role == role] for side in (step.inputs, step.outputs))
     return zip(*sides, strict=True)
+
+
+def test_a_scan_lists_what_it_reads_from_outside() -> None:
+    graph = Graph()
+    state, steps, other = (graph.input(name, SINGLE, shape) for name, shape in (("h", (2,)), ("x", (3, 2)), ("w", (2,))))
+    with pytest.raises(AssertionError, match="not listed as captured"):
+        graph.scan(lambda h, x: ([h * other + x], []), [state], [steps])
+    assert graph.scan(lambda h, x: ([h * other + x], []), [state], [steps], [other])[0].shape == (2,)
