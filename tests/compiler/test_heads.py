@@ -39,6 +39,17 @@ HEADS = {
         "c = Conv (x, w) d = Add (c, b) g = GlobalAveragePool (d) y = Flatten (g)",
         ["w", "b"],
     ),
+    "conv-transposed": (
+        "float[3,5,2,2] w, float[5] b",
+        "c = ConvTranspose <strides=[2,2]> (x, w, b) g = GlobalAveragePool (c) y = Flatten (g)",
+        ["w", "b"],
+    ),
+    "softmax-written-out": (
+        "float[3,5] w, float[5] b, float cool = {2.0}",
+        "one = Constant <value_ints=[1]> () z = Gemm (f, w, b) v = Mul (cool, z) m = ReduceMax <axes=[1]> (v)"
+        " d = Sub (v, m) e = Exp (d) s = ReduceSum (e, one) y = Div (e, s)",
+        ["w", "b"],
+    ),
     "tied": (
         "float[5,3] w",
         "t = Transpose (w) z = MatMul (f, t) e = MatMul (z, w) s = Add (f, e) v = Transpose (w) y = MatMul (s, v)",

@@ -78,8 +78,7 @@ def merged(weight: Array, adapter: Adapter, a: Array, b: Array) -> Array:
 
 
 def _adapter(uses: Uses, name: str, spec: Adapters) -> Adapter | None:
-    outer = {output for node in uses.graph.node for output in node.output}
-    ways = {_transposed(uses, node, name) if outer.issuperset(node.output) else None for node in uses.users(name)}
+    ways = {_transposed(uses, node, name) if uses.outer.issuperset(node.output) else None for node in uses.users.get(name, [])}
     way = ways.pop() if len(ways) == 1 else None
     if way is None or any(uses.weight.get(info.name) == name for info in uses.graph.output):
         return None

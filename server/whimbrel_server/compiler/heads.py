@@ -18,15 +18,16 @@ from whimbrel_server.compiler.nested import reads
 from whimbrel_server.compiler.selection import Uses
 from whimbrel_server.compiler.starting_values import he_normal
 
-PRODUCTS = ("Conv", "Gemm", "MatMul")
+CLASS_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": -1, "MatMul": -1}  # of the products' weights
 # What may stand between the head and the output: it treats all classes alike and holds no size of theirs.
 # fmt: off
 PASSING = frozenset({
-    "AveragePool", "Cast", "Clip", "Dropout", "Flatten", "GlobalAveragePool", "GlobalMaxPool", "Identity",
+    "AveragePool", "Cast", "Clip", "Dropout", "Exp", "Flatten", "GlobalAveragePool", "GlobalMaxPool", "Identity",
     "LogSoftmax", "MaxPool", "ReduceMean", "Relu", "Reshape", "Sigmoid", "Softmax", "Squeeze", "Tanh",
     "Unsqueeze",
 })
 # fmt: on
+ARITHMETIC = ("Add", "Div", "Mul", "Sub")  # with numbers or results, as in a softmax that an exporter wrote out
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,17 @@ def _operands(uses: Uses, output: str) -> list[Operand]:
     *after, product = _ending(uses, output)
     attrs = {attr.name: helper.get_attribute_value(attr) for attr in product.attribute}
     if attrs.get("group", 1) != 1:
-        raise CompileError("head", f"the final Conv (node {product.name!r}) has groups")
-    rows = product.op_type == "Conv" or attrs.get("transB", 0)
-    found = [Operand(product, 1, 0 if rows else -1)]
+        raise CompileError("head", f"the final {product.op_type} (node {product.name!r}) has groups")
+    found = [Operand(product, 1, 0 if attrs.get("transB", 0) else CLASS_AXIS[product.op_type])]
     if len(product.input) > 2 and product.input[2]:
         found.append(Operand(product, 2, -1))
-    spatial = len(_order(uses, product.input[1])[1]) - 2 if product.op_type == "Conv" else 0
+    spatial = len(_order(uses, product.input[1])[1]) - 2
     for node in after:
-        found += [Operand(node, i, -1 - spatial) for i in (0, 1) if node.op_type == "Add" and node.input[i] in uses.weight]
+        found += [
+            Operand(node, i, -1 - spatial)
+            for i in (0, 1)
+            if node.op_type == "Add" and uses.used_by(node) and node.input[i] in uses.weight
+        ]
     return found
 
 
@@ -77,10 +81,11 @@ def _ending(uses: Uses, output: str) -> list[onnx.NodeProto]:
     while name in uses.maker:
         node = uses.maker[name]
         nodes.append(node)
-        if node.op_type in PRODUCTS and uses.weight.get(node.input[1]) in uses.tensors:
+        if node.op_type in CLASS_AXIS and uses.weight.get(node.input[1]) in uses.tensors:
             return nodes
         biased = node.op_type == "Add" and len(uses.used_by(node)) == 1
-        if node.op_type not in PASSING and not biased:
+        alike = node.op_type in ARITHMETIC and not uses.used_by(node)
+        if node.op_type not in PASSING and not biased and not alike:
             break
         name = uses.others(node)[0]
     met = f"{nodes[-1].op_type} (node {nodes[-1].name!r}) comes first" if nodes else "nothing makes it"
@@ -112,12 +117,12 @@ def _length(uses: Uses, operand: Operand) -> int:
 def _replace(graph: onnx.GraphProto, uses: Uses, operand: Operand, classes: int) -> str:
     """Puts a new tensor in the place of a weight, or beside it where others use it too; returns its name."""
     weight, order = _order(uses, operand.node.input[operand.index])
-    shared = len(uses.users(weight)) > 1
+    shared = len(uses.users[weight]) > 1
     old, axis = uses.tensors[weight], operand.axis if shared else order[operand.axis]
     shape = [old.dims[i] for i in order] if shared else list(old.dims)
     shape[axis] = classes
     name, dtype = f"{weight}.head" if shared else weight, helper.tensor_dtype_to_np_dtype(old.data_type)
-    is_weight = operand.index == 1 and operand.node.op_type in PRODUCTS
+    is_weight = operand.index == 1 and operand.node.op_type in CLASS_AXIS
     fan_in = math.prod(shape) // classes
     tensor = numpy_helper.from_array(he_normal(name, shape, fan_in, dtype) if is_weight else np.zeros(shape, dtype), name)
     if shared:
@@ -141,8 +146,17 @@ def _infer_sizes(model: onnx.ModelProto, head: onnx.NodeProto) -> None:
     del graph.value_info[:]
     graph.value_info.extend(kept)
     results = [info for info in graph.output if info.name in changed]
+    before = [onnx.ValueInfoProto.FromString(info.SerializeToString()) for info in results]
     for info in results:
         info.type.tensor_type.ClearField("shape")
     inferred = {info.name: info for info in shape_inference.infer_shapes(model).graph.output}
-    for info in results:
-        info.CopyFrom(inferred[info.name])
+    for info, old in zip(results, before, strict=True):
+        known = inferred[info.name].type.tensor_type.HasField("shape")
+        info.CopyFrom(inferred[info.name] if known else _open(old))
+
+
+def _open(info: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    """With all sizes open, where onnx cannot follow the model."""
+    for dim in info.type.tensor_type.shape.dim:
+        dim.Clear()
+    return info

@@ -8,6 +8,7 @@ model; how they are read or differentiated is not known here.
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -109,13 +110,14 @@ class Uses:
     """A graph's weights that may be trained (`tensors`), and what the nodes use them for.
 
     `weight` maps the name of a tensor to the weight that it is, reshaped or as it stands; `maker` maps the name of a
-    tensor to the node that makes it.
+    tensor to the node that makes it; `outer` are the tensors made by nodes that are in no graph inside another node.
     """
 
     def __init__(self, graph: onnx.GraphProto, half: bool = False) -> None:
         self.graph = graph
         self.nodes = list(all_nodes(graph))
         self.tensors = weights_of(graph, half)
+        self.outer = {name for node in graph.node for name in node.output}
         self.maker = {name: node for node in self.nodes for name in node.output}
         self.weight = {name: name for name in self.tensors}
         for node in self.nodes:
@@ -125,12 +127,19 @@ class Uses:
             self.tensors.pop(name, None)
 
     def _settings(self) -> set[str]:
-        return {
-            self.weight[name]
-            for node in self.nodes
-            for index, name in enumerate(node.input)
-            if index in SETTINGS.get(node.op_type, ()) and name in self.weight
-        }
+        """The operands that configure operators, and the constants that these are computed from."""
+        constant = {tensor.name for tensor in self.graph.initializer}
+        for node in self.nodes:
+            if constant.issuperset(filter(None, node.input)):
+                constant.update(node.output)
+        found: set[str] = set()
+        open_ = [n.input[i] for n in self.nodes for i in SETTINGS.get(n.op_type, ()) if i < len(n.input)]
+        while open_:
+            name = open_.pop()
+            if name in constant and name not in found:
+                found.add(name)
+                open_ += self.maker[name].input if name in self.maker else ()
+        return found
 
     def candidates(self) -> list[str]:
         """All but scalars."""
@@ -149,10 +158,15 @@ class Uses:
         """Whether a weight has one axis longer than 1, or none."""
         return sum(1 for size in self.tensors[name].dims if size > 1) <= 1
 
-    def users(self, weight: str) -> list[onnx.NodeProto]:
-        """The nodes that use a weight, however it reaches them; a node around a graph that does so included."""
-        names = {name for name, target in self.weight.items() if target == weight}
-        return [node for node in self.nodes if names.intersection(reads(node)) and names.isdisjoint(node.output)]
+    @cached_property
+    def users(self) -> dict[str, list[onnx.NodeProto]]:
+        """For each weight the nodes that use it, however it reaches them; a node around a graph that does so included."""
+        found: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            if self.weight.keys().isdisjoint(node.output):
+                for weight in dict.fromkeys(self.weight[name] for name in reads(node) if name in self.weight):
+                    found.setdefault(weight, []).append(node)
+        return found
 
     def axes(self, name: str) -> list[int] | None:
         """For each axis of a tensor that is a weight, which axis of the stored weight it is; None where these were
