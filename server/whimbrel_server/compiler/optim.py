@@ -147,18 +147,17 @@ def _nesterov(parameter: Value, gradient: Value, states: Values, hypers: Values)
 
 
 def _adam(parameter: Value, gradient: Value, states: Values, hypers: Values) -> tuple[Value, Values]:
-    """Kingma & Ba, "Adam", ICLR 2015, algorithm 1, in the order of the end of its section 2.
+    """Kingma & Ba, "Adam", ICLR 2015, algorithm 1.
 
-    There the bias corrections act on scalars, which saves two passes over the weights; epsilon is scaled with them, so
-    the result is that of algorithm 1 itself.
+    The states are sums, not means: m / (1 - beta1) and v / (1 - beta2) of the paper. These factors, the bias corrections
+    and epsilon's share of them act on scalars instead, which saves four passes over the weights.
     """
     beta1, beta2, graph = hypers["@beta1"], hypers["@beta2"], parameter.graph
-    correction1, correction2 = (1.0 - graph.op("Pow", beta, hypers["@t"]) for beta in (beta1, beta2))
-    root = graph.op("Sqrt", correction2)
-    mean = beta1 * states["m"] + (1.0 - beta1) * gradient
-    square = beta2 * states["v"] + (1.0 - beta2) * (gradient * gradient)
-    step = mean / (graph.op("Sqrt", square) + hypers["@eps"] * root)
-    return parameter - (hypers["@lr"] * root / correction1) * step, {"m": mean, "v": square}
+    first, second = beta1 * states["m"] + gradient, beta2 * states["v"] + gradient * gradient
+    share1, share2 = ((1.0 - beta) / (1.0 - graph.op("Pow", beta, hypers["@t"])) for beta in (beta1, beta2))
+    root = graph.op("Sqrt", share2)
+    step = first / (graph.op("Sqrt", second) + hypers["@eps"] / root)
+    return parameter - (hypers["@lr"] * share1 / root) * step, {"m": first, "v": second}
 
 
 def _adam_with_penalty(parameter: Value, gradient: Value, states: Values, hypers: Values) -> tuple[Value, Values]:
