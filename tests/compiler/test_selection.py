@@ -67,3 +67,14 @@ def test_last_layers_are_counted_towards_the_chosen_output() -> None:
 def test_a_word_without_its_number_is_refused(entry: str) -> None:
     with pytest.raises(CompileError, match="at least 1"):
         trainable_names(model(), [entry])
+
+
+def test_what_a_setting_is_computed_from_is_no_weight() -> None:
+    """Exporters join the scales of a resizing from constants; what a setting takes from the data is no constant."""
+    body = """<ir_version: 9, opset_import: ["" : 17]>
+    net (float[1,2,4,4] x) => (float[1,2,8,8] y) <float[2] ones = {1.0, 1.0}, float[2] twos = {2.0, 2.0}, float[1,2,1,1] w> {
+      scales = Concat <axis=0> (ones, twos)  z = Mul (x, w)  top = ReduceMax <keepdims=0> (z)
+      c = Clip (z, "", top)  y = Resize (c, "", scales) }"""
+    net = onnx.parser.parse_model(body).graph
+    net.initializer.append(onnx.numpy_helper.from_array(np.ones((1, 2, 1, 1), np.float32), "w"))
+    assert trainable_names(net, ["*"]) == ["w"]
