@@ -15,6 +15,7 @@ from tests.compiler.cases import (
     recurrent,
     reductions,
     resizing,
+    sampling,
     slicing,
     stops,
 )
@@ -33,6 +34,7 @@ TOPICS = (
     slicing,
     indexing,
     resizing,
+    sampling,
     stops,
     convolution,
     pooling,

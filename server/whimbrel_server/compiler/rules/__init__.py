@@ -15,6 +15,7 @@ from whimbrel_server.compiler.rules import (
     recurrent,
     reductions,
     resizing,
+    sampling,
     slicing,
 )
 from whimbrel_server.compiler.rules.stops import STOPS, no_gradient
@@ -34,6 +35,7 @@ _TOPICS = (
     slicing,
     indexing,
     resizing,
+    sampling,
     convolution,
     pooling,
 )
