@@ -20,6 +20,7 @@ from whimbrel_protocol.encoding import Measured
 from whimbrel_protocol.messages import BlobRef, Message, PlanBody
 from whimbrel_protocol.signed import VersionHeader
 
+Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 
 
@@ -71,8 +72,8 @@ class Load:
 class TrainingJob:
     """Everything that local training depends on but the examples and the shuffle's seed (32 bytes of the system's entropy).
 
-    `base` holds the parameters of the version, float32 in the shapes and order of the plan's inputs of role `param`. `basis`
-    names the job: a checkpoint of another basis is not its own.
+    `base` holds the version, float32 in the shapes and order of `PlanBody.shared`. `basis` names the job: a checkpoint of
+    another basis is not its own. `held` is what the device has by name: frozen weights, and its local parameters.
     """
 
     basis: bytes
@@ -80,6 +81,7 @@ class TrainingJob:
     base: tuple[Float32, ...] = field(repr=False)
     header: VersionHeader = field(repr=False)
     seed: bytes = field(repr=False)
+    held: Mapping[str, Array] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,15 @@ class Train:
 
 @dataclass(frozen=True)
 class Trained:
-    """How far training came. `measured` is there once all steps are done: the update and the metrics beside it."""
+    """How far training came.
+
+    Once all steps are done there are `measured`, the update and its metrics, and the `local` parameters in plan order.
+    """
 
     seconds: float
     steps: int
     measured: Measured | None = field(default=None, repr=False)
+    local: tuple[Array, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)

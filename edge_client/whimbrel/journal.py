@@ -27,7 +27,7 @@ from whimbrel.records import DeviceState, UpdateRecord, UpdateState, dumps, load
 from whimbrel_protocol.errors import Code, ProtocolError
 
 _FORMAT = 1
-_FOLDERS = ("plans", "models", "updates")
+_FOLDERS = ("plans", "models", "updates", "fixed", "local")
 _SEED_BYTES = 32
 _DEVICE_BYTES = 16
 CHECKPOINT = "checkpoint"

@@ -15,17 +15,19 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from whimbrel.actions import Action, Ask, Fetch, Load, Persist, Send, Sleep, Train, Trained, TrainingJob, Upload
+from whimbrel.actions import Action, Array, Ask, Fetch, Load, Persist, Send, Sleep, Train, Trained, TrainingJob, Upload
 from whimbrel.device import Settings, Stage
 from whimbrel.device_policy import DevicePolicy
 from whimbrel.examples import Source, gather
 from whimbrel.journal import Journal
 from whimbrel.lifecycle import FOR_PEOPLE, Lifecycle
-from whimbrel.records import DeviceState
+from whimbrel.preparing import held_tensors
+from whimbrel.records import DeviceState, TaskMemory
 from whimbrel_protocol import wire
 from whimbrel_protocol.delta import apply
 from whimbrel_protocol.errors import Code, ProtocolError
@@ -199,7 +201,7 @@ class Participant:
             seconds = trainer.run(self._settings.policy.slice_s)
             if not trainer.done:
                 return Trained(seconds, trainer.steps)
-            trained = Trained(seconds, trainer.steps, trainer.measured())
+            trained = Trained(seconds, trainer.steps, trainer.measured(), trainer.local())
         except ProtocolError as error:
             self._end_training()
             return Failure(int(error.code), error.detail[:1000])
@@ -236,13 +238,22 @@ class Participant:
         if plan is None or model is None:
             raise ProtocolError(Code.UNKNOWN_VERSION, f"this device holds no model of {task!r}")
         body = wire.decode(Plan.decode(plan).body, PlanBody)
-        shapes = {one.name: one.shape for one in body.inputs if one.role == "param"}
+        shapes = {one.name: one.shape for one in body.shared}
         lattice = apply(wire.decode(model, ModelDelta), shapes)
         parameters = [t.values().reshape(shape) for t, shape in zip(lattice, shapes.values(), strict=True)]
         policy = self._settings.policy
-        judge = _runtime().Evaluator(body, policy.threads, policy.low_memory)
+        judge = _runtime().Evaluator(body, policy.threads, policy.low_memory, self._held(body, memory))
         metrics: Metrics = judge.evaluate(parameters, self._gathered(source, body))
         return metrics
+
+    def _held(self, body: PlanBody, memory: TaskMemory) -> Mapping[str, Array]:
+        if body.fixed_blob is None:
+            return {}
+        journal = self._opened(self._journal)
+        data = journal.read(memory.fixed_file) if memory.fixed_sha256 == body.fixed_blob.sha256 else None
+        if data is None:
+            raise ProtocolError(Code.UNKNOWN_VERSION, "this device has not fetched the plan's fixed tensors yet")
+        return held_tensors(body, data, journal.read(memory.local_file) if memory.local_sha256 else None)
 
     # --- the rest -----------------------------------------------------------------------------------------------------------
 

@@ -7,12 +7,13 @@ happens later, these words or none are masked.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from whimbrel.actions import Fetch, Load, Script, Train, TrainingJob
+from whimbrel.actions import Array, Fetch, Load, Script, Train, Trained, TrainingJob
 from whimbrel.device import Device, Stage, code_of, expect
 from whimbrel.device_policy import Cost
 from whimbrel.records import UNSENT, UpdateRecord
@@ -20,7 +21,8 @@ from whimbrel_protocol import wire
 from whimbrel_protocol.delta import Lattice, apply, lattice_hash, snapshot
 from whimbrel_protocol.encoding import WITHIN_CLIP, Encoding, Measured
 from whimbrel_protocol.errors import Code, ProtocolError
-from whimbrel_protocol.messages import Assignment, Binding, BlobRef, Failure, ModelDelta, PlanBody
+from whimbrel_protocol.fixed import decode, encode
+from whimbrel_protocol.messages import Assignment, BlobRef, Failure, ModelDelta, PlanBody
 from whimbrel_protocol.objects import VectorSpec
 from whimbrel_protocol.packing import pack
 from whimbrel_protocol.primitives import sha256, stream, th, u64
@@ -47,11 +49,6 @@ class Base:
     def spec(self) -> VectorSpec:
         """How the update's values lie in words."""
         return self.encoding.spec
-
-    @property
-    def parameters(self) -> list[Binding]:
-        """The trained parameters in plan order."""
-        return [one for one in self.body.inputs if one.role == "param"]
 
     @property
     def basis(self) -> bytes:
@@ -100,8 +97,10 @@ def prepare(device: Device, assignment: Assignment) -> Script[Prepared]:
             if words is not None and sha256(words) == record.words_sha256:
                 return Prepared(base, record, words)
     lattice = yield from _model(device, base)
-    measured = yield from _train(device, base, lattice)
-    return (yield from _freeze(device, base, measured))
+    held = yield from _held(device, base)
+    trained = yield from _train(device, base, lattice, held)
+    assert trained.measured is not None, "training ended"
+    return (yield from _freeze(device, base, trained.measured, trained.local))
 
 
 # --- plan and header ------------------------------------------------------------------------------------------------
@@ -189,30 +188,54 @@ def _decoded(base: Base, data: bytes, held: Lattice | None) -> Lattice:
 
 
 def _shapes(base: Base) -> dict[str, tuple[int, ...]]:
-    return {one.name: one.shape for one in base.parameters}
+    return {one.name: one.shape for one in base.body.shared}
+
+
+def _held(device: Device, base: Base) -> Script[Mapping[str, Array]]:
+    """Return what the plan hands over once, by name, and the local parameters as they were last trained here."""
+    task, ref = base.assignment.task, base.body.fixed_blob
+    if ref is None:
+        return {}
+    memory = device.state.task(task)
+    data = (yield Load(memory.fixed_file)) if memory.fixed_sha256 == ref.sha256 else None
+    if data is None or sha256(data) != ref.sha256:
+        data = yield from _fetch(device, ref)
+        memory = replace(memory, fixed_sha256=ref.sha256)
+        yield from device.commit(device.state.with_task(task, memory), {memory.fixed_file: data})
+    trained = (yield Load(memory.local_file)) if memory.local_sha256 else None
+    return held_tensors(base.body, data, trained)
+
+
+def held_tensors(body: PlanBody, data: bytes, trained: bytes | None) -> Mapping[str, Array]:
+    """Return the tensors of a plan's fixed blob, with the local ones in `trained` (else as they start), by name."""
+    held = decode(data, body.fixed)
+    try:
+        return {**held, **decode(trained, body.of("local"))} if trained is not None else held
+    except ProtocolError:
+        return held  # of another plan, or damaged: they start anew
 
 
 # --- training and rounding --------------------------------------------------------------------------------------------
 
 
-def _train(device: Device, base: Base, lattice: Lattice) -> Script[Measured]:
-    """Train slice by slice and return the update with its metrics."""
+def _train(device: Device, base: Base, lattice: Lattice, held: Mapping[str, Array]) -> Script[Trained]:
+    """Train slice by slice and return what came of it."""
     device.stage = Stage.TRAIN
-    arrays = tuple(t.values().reshape(one.shape) for t, one in zip(lattice, base.parameters, strict=True))
-    job = TrainingJob(base.basis, base.body, arrays, base.header, device.entropy(32))
+    arrays = tuple(t.values().reshape(one.shape) for t, one in zip(lattice, base.body.shared, strict=True))
+    job = TrainingJob(base.basis, base.body, arrays, base.header, device.entropy(32), held)
     while True:
         yield from device.permission(Cost("train", device.settings.policy.slice_s))
-        trained = yield Train(job)
-        if isinstance(trained, Failure):
+        answer = yield Train(job)
+        if isinstance(answer, Failure):
             a = base.assignment
-            yield from device.report(code_of(trained), a.task, a.version)
-        if expect(trained).measured is not None:
-            measured: Measured = trained.measured
-            return measured
+            yield from device.report(code_of(answer), a.task, a.version)
+        trained: Trained = expect(answer)
+        if trained.measured is not None:
+            return trained
 
 
-def _freeze(device: Device, base: Base, measured: Measured) -> Script[Prepared]:
-    """Encode the update for the present lane, rounded with fresh entropy, and make its packed words durable."""
+def _freeze(device: Device, base: Base, measured: Measured, local: tuple[Array, ...]) -> Script[Prepared]:
+    """Encode the update for the present lane, rounded with fresh entropy; the words become durable, and what stays here."""
     a, state, lane = base.assignment, device.state, base.lane(device.state.policy)
     encoded = base.encoding.encode(measured, lane, _uniforms(device.entropy(32), base.encoding.size))
     words = pack(base.spec, encoded.values, encoded.weight)
@@ -220,7 +243,12 @@ def _freeze(device: Device, base: Base, measured: Measured) -> Script[Prepared]:
         if old.task == a.task and old.state in UNSENT:
             state = state.without_update(old)
     record = UpdateRecord(device.entropy(16), a.task, a.version, a.model_hash, base.basis, sha256(words), lane=lane)
-    yield from device.commit(state.with_update(record), {record.words_file: words})
+    files = {record.words_file: words}
+    if local:
+        kept = encode(local)
+        memory = replace(state.task(a.task), local_sha256=sha256(kept))
+        state, files[memory.local_file] = state.with_task(a.task, memory), kept
+    yield from device.commit(state.with_update(record), files)
     return Prepared(base, record, words)
 
 

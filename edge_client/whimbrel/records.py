@@ -18,6 +18,9 @@ from whimbrel_protocol.messages import Assignment
 
 T = TypeVar("T")
 
+_LATER = "later"
+"""Marks a field that the journal of an older release does not have."""
+
 
 class UpdateState(StrEnum):
     """Where an update stands."""
@@ -72,13 +75,16 @@ class Contribution:
 
 @dataclass(frozen=True)
 class TaskMemory:
-    """What is known of a task: the highest plan serial seen, the cached plan and model, and past contributions."""
+    """What is known of a task: the highest plan serial seen, the cached plan, model and fixed tensors, the parameters that stay
+    here, and past contributions."""
 
     plan_serial: int = 0
     plan_sha256: bytes = b""
     version: int = 0
     model_hash: bytes = b""
     contributions: tuple[Contribution, ...] = ()
+    fixed_sha256: bytes = field(default=b"", metadata={_LATER: True})
+    local_sha256: bytes = field(default=b"", metadata={_LATER: True})
 
     @property
     def plan_file(self) -> str:
@@ -89,6 +95,16 @@ class TaskMemory:
     def model_file(self) -> str:
         """Where the held model lies in the state directory, as a snapshot message."""
         return f"models/{self.model_hash.hex()}"
+
+    @property
+    def fixed_file(self) -> str:
+        """Where the plan's fixed tensors lie in the state directory."""
+        return f"fixed/{self.fixed_sha256.hex()}"
+
+    @property
+    def local_file(self) -> str:
+        """Where the parameters lie that never leave the device, as they were last trained."""
+        return f"local/{self.local_sha256.hex()}"
 
     def contributed_to(self, version: int, model_hash: bytes) -> bool:
         """Whether this base, or a later one, was contributed to: versions only grow, so an older one is a repeat."""
@@ -141,6 +157,8 @@ class DeviceState:
         for memory in self.tasks.values():
             named |= {memory.plan_file} if memory.plan_sha256 else set()
             named |= {memory.model_file} if memory.model_hash else set()
+            named |= {memory.fixed_file} if memory.fixed_sha256 else set()
+            named |= {memory.local_file} if memory.local_sha256 else set()
         return named
 
 
@@ -183,9 +201,10 @@ def _typed(hint: Any, value: Any) -> Any:
 def _dataclass(cls: Any, value: Any) -> Any:
     hints = get_type_hints(cls)
     names = {f.name for f in fields(cls)}
-    if not isinstance(value, dict) or set(value) != names:
+    needed = {f.name for f in fields(cls) if not f.metadata.get(_LATER)}
+    if not isinstance(value, dict) or not needed <= set(value) <= names:
         raise ValueError(f"{cls.__name__}: fields {sorted(names ^ set(value))} are missing or unknown")
-    return cls(**{name: _typed(hints[name], value[name]) for name in names})
+    return cls(**{name: _typed(hints[name], value[name]) for name in value})
 
 
 def _scalar(hint: type[T], value: Any) -> T:

@@ -30,6 +30,8 @@ from whimbrel_protocol.signed import VersionHeader
 _GRAPH_MAX = 64 * 2**20
 _LOSS = "@loss"
 _WEIGHT_SUM = "@weight_sum"
+_MOVING = ("param", "running", "local", "state")
+"""The roles that a step renews, in the order of the buffers."""
 
 
 class Trainer:
@@ -39,14 +41,15 @@ class Trainer:
     """
 
     def __init__(self, job: TrainingJob, examples: Examples, threads: int = 1, low_memory: bool = False) -> None:
-        least = max(job.body.min_examples, 1)
+        body = job.body
+        least = max(body.min_examples, body.batch if body.drop_ragged else 1)
         if examples.count < least:
             raise ProtocolError(Code.TOO_FEW_EXAMPLES, f"{examples.count} examples, {least} are needed")
         self._job, self._examples = job, examples
         self._seed, self._spent_s, self.steps = job.seed, 0.0, 0
         self._graph = StepGraph(job, threads, low_memory)
         self._sums = dict.fromkeys(self._graph.sums(), 0.0)
-        self._per_epoch = -(-examples.count // job.body.batch)
+        self._per_epoch = examples.count // body.batch if body.drop_ragged else -(-examples.count // body.batch)
         self._epoch, self._order = -1, np.empty(0, np.int64)
         self._busy = threading.Lock()
 
@@ -93,6 +96,10 @@ class Trainer:
             raise ProtocolError(Code.NOT_FINITE, "a trained parameter is not finite")
         return flat
 
+    def local(self) -> tuple[Array, ...]:
+        """Return the parameters that stay on the device, in plan order."""
+        return tuple(value.copy() for value in self._graph.local())
+
     def measured(self) -> Measured:
         """Return the update with what a plan may ask for beside it: `loss` and, where counted, `accuracy` in the first epoch.
 
@@ -134,21 +141,22 @@ def _shuffled(seed: bytes, epoch: int, count: int) -> npt.NDArray[np.int64]:
 
 
 class StepGraph:
-    """The train-step graph with its buffers. `frozen` holds the weights that the graph names but does not contain."""
+    """The train-step graph with its buffers."""
 
-    def __init__(self, job: TrainingJob, threads: int, low_memory: bool, frozen: Mapping[str, Array] | None = None) -> None:
+    def __init__(self, job: TrainingJob, threads: int, low_memory: bool) -> None:
         body = job.body
-        self._session = open_graph(body.train_graph, body.inputs, body.outputs, (threads, low_memory), frozen)
+        self._session = open_graph(body.train_graph, body.inputs, body.outputs, (threads, low_memory), _frozen(job))
         self._batch = _BatchBuffers(body.inputs)
-        start = [*job.base, *(np.full(one.shape, one.default, one.dtype) for one in _of(body.inputs, "state"))]
-        moving = [*_of(body.inputs, "param"), *_of(body.inputs, "state")]
-        renewed = [*_of(body.outputs, "param"), *_of(body.outputs, "state")]
+        local = [job.held[one.name] for one in body.of("local")]
+        start = [*job.base, *local, *(np.full(one.shape, one.default, one.dtype) for one in body.of("state"))]
+        moving = [one for role in _MOVING for one in _of(body.inputs, role)]
+        renewed = [one for role in _MOVING for one in _of(body.outputs, role)]
         self._sets = (_values(start), _values(start))
         self._constants = _constants(job)
         self._metrics = {one.name: _value(np.zeros(one.shape, one.dtype)) for one in _of(body.outputs, "metric")}
         names = [(a.name, b.name) for a, b in zip(moving, renewed, strict=True)]
         self._bindings = [self._bind(names, *order) for order in ((0, 1), (1, 0))]
-        self._turn, self._count = 0, len(job.base)
+        self._turn, self._count, self._kept = 0, len(job.base), len(local)
 
     def _bind(self, names: Sequence[tuple[str, str]], source: int, target: int) -> Any:
         binding = self._session.io_binding()
@@ -188,8 +196,12 @@ class StepGraph:
         return {name: float(value.numpy()) for name, value in self._metrics.items() if name != _LOSS}
 
     def parameters(self) -> list[Float32]:
-        """Return the newest parameters, in plan order."""
+        """Return the newest version that is shared, in plan order."""
         return [value.numpy() for value in self._sets[self._turn][: self._count]]
+
+    def local(self) -> list[Array]:
+        """Return the newest parameters that stay here, in plan order."""
+        return [value.numpy() for value in self._sets[self._turn][self._count : self._count + self._kept]]
 
     def buffers(self) -> list[Array]:
         """Return the newest parameters and optimiser state."""
@@ -216,11 +228,17 @@ class _BatchBuffers:
             self.values[name].update_inplace(array)
 
 
+def _frozen(job: TrainingJob) -> dict[str, Array]:
+    """Return the weights that the graphs name and do not contain."""
+    return {one.name: job.held[one.name] for one in job.body.fixed if one.role == "frozen"}
+
+
 def _constants(job: TrainingJob) -> dict[str, Any]:
-    """Return what stays the same over all steps: FedProx's anchors and the header's hyper-parameters."""
-    anchors = zip(_of(job.body.inputs, "anchor"), job.base, strict=False)
-    values = {one.name: _value(array) for one, array in anchors}
-    for one in _of(job.body.inputs, "hyper"):
+    """Return what stays the same over all steps: FedProx's anchors, where each parameter stood, and the hyper-parameters."""
+    base = dict(zip((one.name for one in job.body.shared), job.base, strict=True))
+    stood = {f"{name}@anchor": array for name, array in {**job.held, **base}.items()}
+    values = {one.name: _value(stood[one.name]) for one in job.body.of("anchor")}
+    for one in job.body.of("hyper"):
         values[one.name] = _value(np.array(_hyper(job.header, one), one.dtype))
     return values
 
@@ -240,18 +258,25 @@ class Metrics:
 
 
 class Evaluator:
-    """A plan's evaluation graph: what a model is worth on examples. Raises ProtocolError 508 as `Trainer` does."""
+    """A plan's evaluation graph: what a model is worth on examples.
 
-    def __init__(self, body: PlanBody, threads: int = 1, low_memory: bool = False) -> None:
-        self._body = body
-        self._session = open_graph(body.eval_graph, body.eval_inputs, body.eval_outputs, (threads, low_memory))
+    `held` is what the device has beside versions, by name. Raises ProtocolError 508 as `Trainer` does.
+    """
+
+    def __init__(
+        self, body: PlanBody, threads: int = 1, low_memory: bool = False, held: Mapping[str, Array] | None = None
+    ) -> None:
+        self._body, self._held = body, held or {}
+        frozen = {one.name: self._held[one.name] for one in body.fixed if one.role == "frozen"}
+        self._session = open_graph(body.eval_graph, body.eval_inputs, body.eval_outputs, (threads, low_memory), frozen)
 
     def evaluate(self, parameters: Sequence[Float32], examples: Examples) -> Metrics:
-        """Return the metrics of `parameters` (plan order and shapes). Raises ProtocolError 504 without examples."""
+        """Return the metrics of a version (plan order and shapes). Raises ProtocolError 504 without examples."""
         if not examples.count:
             raise ProtocolError(Code.TOO_FEW_EXAMPLES, "no examples to evaluate on")
         batch = _BatchBuffers(self._body.eval_inputs)
-        weights = {one.name: _value(array) for one, array in zip(self._parameters(), parameters, strict=True)}
+        version = dict(zip((one.name for one in self._body.shared), parameters, strict=True))
+        weights = {one.name: _value({**self._held, **version}[one.name]) for one in self._weights()}
         sums = {one.name: _value(np.zeros(one.shape, one.dtype)) for one in self._body.eval_outputs}
         binding = self._session.io_binding()
         for name, value in {**batch.values, **weights}.items():
@@ -265,8 +290,8 @@ class Evaluator:
             totals = {name: total + float(sums[name].numpy()) for name, total in totals.items()}
         return _metrics(totals)
 
-    def _parameters(self) -> list[Binding]:
-        return _of(self._body.eval_inputs, "param")
+    def _weights(self) -> list[Binding]:
+        return [one for one in self._body.eval_inputs if one.role in _MOVING]
 
 
 def _metrics(totals: Mapping[str, float]) -> Metrics:
@@ -280,7 +305,7 @@ def open_graph(
     inputs: Sequence[Binding],
     outputs: Sequence[Binding],
     how: tuple[int, bool],
-    frozen: Mapping[str, Array] | None = None,
+    frozen: Mapping[str, Array],
 ) -> Any:
     """Return a session on a compressed graph; `how` is (threads, low_memory), `frozen` the weights that lie outside of it.
 
@@ -294,8 +319,9 @@ def open_graph(
     options.enable_mem_pattern = options.enable_mem_reuse = False
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would burn battery
-    if frozen:
-        options.add_external_initializers(list(frozen), _values(list(frozen.values())))
+    buffers = _values(list(frozen.values()))
+    if buffers:
+        options.add_external_initializers(list(frozen), buffers)
     try:
         session = ort.InferenceSession(decompress(graph, _GRAPH_MAX), options, providers=["CPUExecutionProvider"])
     except ProtocolError:
@@ -306,6 +332,7 @@ def open_graph(
         names = {one.name for one in table}
         if {node.name for node in nodes} != names:
             raise ProtocolError(Code.PLAN_UNSUPPORTED, f"the graph's {kind}s are not the plan's {sorted(names)}")
+    session.frozen = buffers  # some kernels read them in place, and the session itself does not keep them alive
     return session
 
 

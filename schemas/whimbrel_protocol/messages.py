@@ -288,7 +288,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class PlanBody:
-    """What a device needs to work on a task, behind the plan's signed head. Graphs are ONNX files, zstd-compressed."""
+    """What a device needs to work on a task, behind the plan's signed head. Graphs are ONNX files, zstd-compressed.
+
+    `fixed` tensors are fetched once, as `fixed_blob`: frozen weights, and start values of parameters that stay on the device.
+    """
 
     loss: str
     batch: int
@@ -307,6 +310,18 @@ class PlanBody:
     weight_max: int = 0
     clip_min: float = 0.0
     clip_max: float = 0.0
+    drop_ragged: bool = False
+    fixed: tuple[Binding, ...] = ()
+    fixed_blob: BlobRef | None = None
+
+    @property
+    def shared(self) -> tuple[Binding, ...]:
+        """What a version consists of, in plan order: the trained parameters, then the running statistics."""
+        return self.of("param") + self.of("running")
+
+    def of(self, role: str) -> tuple[Binding, ...]:
+        """The train step's inputs of one role, in order."""
+        return tuple(one for one in self.inputs if one.role == role)
 
 
 @dataclass(frozen=True)

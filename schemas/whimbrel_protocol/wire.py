@@ -140,6 +140,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "weight_max": (0, 2**32 - 1),
         "clip_min": (0, 2**40),
         "clip_max": (0, 2**40),
+        "fixed": _FEW,
     },
     m.TensorDelta: {"count": (0, 2**32), "exponent": (-1100, 1100), "planes": (0, 2**30)},
     m.ModelDelta: {"from_version": _U64, "to_version": _U64, "model_hash": _exactly(HASH), "tensors": _FEW},

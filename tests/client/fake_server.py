@@ -76,7 +76,7 @@ class FakeServer:
         self.counters: dict[bytes, tuple[int, bytes]] = {}  # by device: its highest join counter, and the entry
         self.reports: list[m.Report] = []
         self.metrics: dict[str, float] = {}
-        self.body, self._names = body, [one.name for one in body.inputs if one.role == "param"]
+        self.body, self._names = body, [one.name for one in body.shared]
         self.make_policy(1, **knobs.get("policy", {}))
         self.make_plan(1, **knobs.get("plan", {}))
         self.header_changes = knobs.get("header", {})
@@ -94,7 +94,7 @@ class FakeServer:
         self.policy = Policy.sign(self.root, **keys, **values)
 
     def make_plan(self, serial: int, **changes: Any) -> None:
-        d = sum(int(np.prod(one.shape)) for one in self.body.inputs if one.role == "param")
+        d = sum(int(np.prod(one.shape)) for one in self.body.shared)
         values: dict[str, Any] = {"bits": 21, "n_max": 64, "weight_bits": 1, "scale_min": 1.0, "scale_max": 2.0**20}
         limb_bits = VectorSpec.make(values["bits"], values["n_max"], 1, 1.0, 1).limb_bits
         values |= {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import sys
 import time
@@ -16,7 +17,7 @@ import pytest
 
 from tests.client.fake_server import TASK, TOKEN, FakeServer
 from tests.client.http_fake import HttpFake
-from tests.client.tasks import compiled, examples
+from tests.client.tasks import compiled, examples, personal
 from whimbrel import Cost, DevicePolicy, Participant
 from whimbrel.cli import main
 from whimbrel.device import Stage
@@ -241,3 +242,20 @@ def test_the_command_line_refuses_nonsense_with_exit_code_2(
 def test_a_status_of_nothing_is_an_error_with_its_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--state", str(tmp_path)]) == 2
     assert "error 501" in capsys.readouterr().err
+
+
+async def test_what_is_fixed_is_fetched_once_and_what_is_local_stays_and_is_trained_on(tmp_path: Path) -> None:
+    body, base, blob = personal()
+    server = FakeServer(body, base, time.time, header=HEADER)
+    server.put_blob(blob)
+    async with HttpFake(server).serving() as http, contextlib.AsyncExitStack() as stack:
+        fleet = [await stack.enter_async_context(device(http, tmp_path, number)) for number in range(8)]
+        await asyncio.gather(*(until(one, lambda p: contributions(p) == 1) for one in fleet))
+        first = [one.state.task(TASK).local_sha256 for one in fleet]
+        assert len(set(first)) == 8 and all(first), "each keeps its own"
+        assert all((tmp_path / f"device{i}" / fleet[i].state.task(TASK).fixed_file).exists() for i in range(8))
+        del server.blobs[hashlib.sha256(blob).digest()]  # nobody may need it again
+        judged = await fleet[0].evaluate(TASK, lambda: [examples(40, 0)])
+        await asyncio.gather(*(until(one, lambda p: contributions(p) == 2) for one in fleet))
+        assert all(one.state.task(TASK).local_sha256 != before for one, before in zip(fleet, first, strict=True))
+        assert (await fleet[0].evaluate(TASK, lambda: [examples(40, 0)])).loss < judged.loss

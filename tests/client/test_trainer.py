@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.client.tasks import BATCH, compiled, examples, header
+from tests.client.tasks import BATCH, compiled, examples, header, personal
 from whimbrel.actions import TrainingJob
 from whimbrel.examples import Examples, gather
 from whimbrel.trainer import Evaluator, Trainer
+from whimbrel_protocol import fixed
 from whimbrel_protocol.errors import Code, ProtocolError
 
 SEED = bytes(range(32))
@@ -225,3 +226,30 @@ def test_too_few_examples_and_foreign_graphs_are_refused() -> None:
     with pytest.raises(ProtocolError) as foreign:
         Trainer(replace(job(), body=body), data())
     assert foreign.value.code is Code.PLAN_UNSUPPORTED
+
+
+def test_frozen_weights_are_handed_over_and_local_ones_stay() -> None:
+    body, base, blob = personal()
+    held = fixed.decode(blob, body.fixed)
+    assert [one.name for one in body.shared] == ["dense2.weight"]
+    rows = gather([examples(21)], body.inputs)
+    trainer = Trainer(TrainingJob(b"basis", body, base, header(epochs=2, mu=0.3), SEED, held), rows)
+    trainer.run(60.0)
+    (bias,) = trainer.local()
+    assert trainer.update().size == base[0].size
+    assert not np.array_equal(bias, held["dense2.bias"]), "a local parameter is trained"
+    again = Evaluator(body, held={**held, "dense2.bias": bias}).evaluate(base, rows)
+    assert again.loss != Evaluator(body, held=held).evaluate(base, rows).loss
+    zeros = {**held, "dense1.weight": np.zeros_like(held["dense1.weight"])}
+    assert Evaluator(body, held=zeros).evaluate(base, rows).loss != Evaluator(body, held=held).evaluate(base, rows).loss
+
+
+def test_a_step_with_batch_statistics_leaves_a_ragged_batch_out() -> None:
+    ragged = replace(compiled()[0], drop_ragged=True)
+    _, base = compiled()
+    trainer = Trainer(TrainingJob(b"basis", ragged, base, header(epochs=2), SEED), data(21))
+    trainer.run(60.0)
+    assert trainer.steps == 2 * (21 // BATCH)
+    with pytest.raises(ProtocolError) as caught:
+        Trainer(TrainingJob(b"basis", ragged, base, header(), SEED), data(BATCH - 1))
+    assert caught.value.code is Code.TOO_FEW_EXAMPLES

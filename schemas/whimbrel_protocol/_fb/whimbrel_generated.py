@@ -2739,7 +2739,48 @@ class PlanBody(object):
             return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
         return 0.0
 
-def PlanBodyStart(builder): builder.StartObject(17)
+    # PlanBody
+    def DropRagged(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(38))
+        if o != 0:
+            return bool(self._tab.Get(flatbuffers.number_types.BoolFlags, o + self._tab.Pos))
+        return False
+
+    # PlanBody
+    def Fixed(self, j):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(40))
+        if o != 0:
+            x = self._tab.Vector(o)
+            x += flatbuffers.number_types.UOffsetTFlags.py_type(j) * 4
+            x = self._tab.Indirect(x)
+            obj = Binding()
+            obj.Init(self._tab.Bytes, x)
+            return obj
+        return None
+
+    # PlanBody
+    def FixedLength(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(40))
+        if o != 0:
+            return self._tab.VectorLen(o)
+        return 0
+
+    # PlanBody
+    def FixedIsNone(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(40))
+        return o == 0
+
+    # PlanBody
+    def FixedBlob(self):
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(42))
+        if o != 0:
+            x = self._tab.Indirect(o + self._tab.Pos)
+            obj = BlobRef()
+            obj.Init(self._tab.Bytes, x)
+            return obj
+        return None
+
+def PlanBodyStart(builder): builder.StartObject(20)
 def PlanBodyAddLoss(builder, loss): builder.PrependUOffsetTRelativeSlot(0, flatbuffers.number_types.UOffsetTFlags.py_type(loss), 0)
 def PlanBodyAddBatch(builder, batch): builder.PrependUint32Slot(1, batch, 0)
 def PlanBodyAddTrainGraph(builder, trainGraph): builder.PrependUOffsetTRelativeSlot(2, flatbuffers.number_types.UOffsetTFlags.py_type(trainGraph), 0)
@@ -2765,6 +2806,10 @@ def PlanBodyAddRotate(builder, rotate): builder.PrependBoolSlot(13, rotate, 0)
 def PlanBodyAddWeightMax(builder, weightMax): builder.PrependUint32Slot(14, weightMax, 0)
 def PlanBodyAddClipMin(builder, clipMin): builder.PrependFloat64Slot(15, clipMin, 0.0)
 def PlanBodyAddClipMax(builder, clipMax): builder.PrependFloat64Slot(16, clipMax, 0.0)
+def PlanBodyAddDropRagged(builder, dropRagged): builder.PrependBoolSlot(17, dropRagged, 0)
+def PlanBodyAddFixed(builder, fixed): builder.PrependUOffsetTRelativeSlot(18, flatbuffers.number_types.UOffsetTFlags.py_type(fixed), 0)
+def PlanBodyStartFixedVector(builder, numElems): return builder.StartVector(4, numElems, 4)
+def PlanBodyAddFixedBlob(builder, fixedBlob): builder.PrependUOffsetTRelativeSlot(19, flatbuffers.number_types.UOffsetTFlags.py_type(fixedBlob), 0)
 def PlanBodyEnd(builder): return builder.EndObject()
 
 

@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,10 @@ class _Device:
         self.start: list[Float32] = [np.asarray(array, np.float32) for array in load(folder, "start").values()]
         body = _body(folder, name)
         header = VersionHeader(1, 1.0, 0.0, rate, 0.9, 0.0, 0.0, 1, STEPS, 0, 1, 0)
-        self._job = TrainingJob(b"check", body, tuple(self.start), header, bytes(32))
-        self._graph = StepGraph(self._job, 1, False, load(folder, "frozen"))
+        frozen = load(folder, "frozen")
+        body = replace(body, fixed=tuple(Binding("frozen", key, str(one.dtype), one.shape) for key, one in frozen.items()))
+        self._job = TrainingJob(b"check", body, tuple(self.start), header, bytes(32), frozen)
+        self._graph = StepGraph(self._job, 1, False)
         self._graph.feed(load(folder, "batch"))
         self._fresh = [array.copy() for array in self._graph.buffers()]
 
