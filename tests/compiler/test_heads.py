@@ -50,6 +50,7 @@ HEADS = {
         " d = Sub (v, m) e = Exp (d) s = ReduceSum (e, one) y = Div (e, s)",
         ["w", "b"],
     ),
+    "gemm-with-a-result": ("float[3,5] w, float[3,1] v", "c = MatMul (f, v) y = Gemm (f, w, c)", ["w"]),
     "tied": (
         "float[5,3] w",
         "t = Transpose (w) z = MatMul (f, t) e = MatMul (z, w) s = Add (f, e) v = Transpose (w) y = MatMul (s, v)",
@@ -130,6 +131,7 @@ REFUSED = {
     "groups": ("float[6,1,1,1] w", "c = Conv <group=3> (x, w) g = GlobalAveragePool (c) y = Flatten (g)"),
     "a fixed size": ("float[3,5] w", "z = MatMul (f, w) s = Constant <value_ints=[-1,5]> () y = Reshape (z, s)"),
     "no weight": ("float[3,5] w", "h = MatMul (f, w) t = Transpose (h) y = MatMul (h, t)"),
+    "weights alone": ("float[4,5] v", "y = Identity (v)"),
     "a reshaped weight": ("float[15] w", "s = Constant <value_ints=[3,5]> () v = Reshape (w, s) y = MatMul (f, v)"),
 }
 

@@ -63,7 +63,7 @@ def _operands(uses: Uses, output: str) -> list[Operand]:
     if attrs.get("group", 1) != 1:
         raise CompileError("head", f"the final {product.op_type} (node {product.name!r}) has groups")
     found = [Operand(product, 1, 0 if attrs.get("transB", 0) else CLASS_AXIS[product.op_type])]
-    if len(product.input) > 2 and product.input[2]:
+    if len(product.input) > 2 and product.input[2] in uses.weight:
         found.append(Operand(product, 2, -1))
     spatial = len(_order(uses, product.input[1])[1]) - 2
     for node in after:
@@ -85,9 +85,10 @@ def _ending(uses: Uses, output: str) -> list[onnx.NodeProto]:
             return nodes
         biased = node.op_type == "Add" and len(uses.used_by(node)) == 1
         alike = node.op_type in ARITHMETIC and not uses.used_by(node)
-        if node.op_type not in PASSING and not biased and not alike:
+        others = uses.others(node)
+        if not others or (node.op_type not in PASSING and not biased and not alike):
             break
-        name = uses.others(node)[0]
+        name = others[0]
     met = f"{nodes[-1].op_type} (node {nodes[-1].name!r}) comes first" if nodes else "nothing makes it"
     raise CompileError("head", f"output {output!r} ends in no Gemm, MatMul or Conv with a weight: {met}")
 

@@ -47,7 +47,8 @@ def _values(model: onnx.ModelProto, step: CompiledStep, wanted: Iterable[Paramet
 def export_inference(model: onnx.ModelProto, params: Mapping[str, Array], step: CompiledStep | None = None) -> onnx.ModelProto:
     """The inference model with new weights; all else, opset included, stays as shipped.
 
-    `params` holds any of a step's parameters, local ones and running statistics. `step` is needed where it has adapters,
+    `params` holds any of a step's parameters, local ones and running statistics; what is not given stays as it was at the
+    start. `step` is needed where it has adapters,
     which are merged into their weights, or a new head, or wrote out weights. Raises CompileError ("parameters") for an
     unknown name or a weight of another shape.
     """
