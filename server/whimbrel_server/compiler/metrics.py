@@ -87,9 +87,14 @@ def _ids(loss: Loss, label: Value) -> Value:
 
 
 def _hits(loss: Loss, logits: Value, label: Value) -> Value:
-    """1 where the largest logit (the first of equals) is the label's."""
-    best = logits.graph.op("ArgMax", logits, axis=loss.class_axis, keepdims=0)
-    return logits.graph.op("Equal", best, _ids(loss, label)).cast(logits.dtype)
+    """1 where no logit is larger than the label's, unless all are equal: two reductions, several times faster than ArgMax."""
+    graph, ids, axis = logits.graph, _ids(loss, label), (loss.class_axis or 0) % logits.rank
+    dims = list(logits.shape)
+    dims[axis] = 1
+    own = graph.op("GatherElements", logits, ids.reshape(dims), axis=axis)
+    most, least = (graph.op(op, logits, graph.ints([axis]), keepdims=1) for op in ("ReduceMax", "ReduceMin"))
+    best = graph.op("And", graph.op("Equal", own, most), graph.op("Greater", most, least))
+    return best.cast(logits.dtype).reshape(ids.shape)
 
 
 def _binary_hits(logits: Value, label: Value) -> Value:
