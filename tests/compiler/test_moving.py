@@ -53,6 +53,14 @@ def test_slices_of_one_tensor_are_joined_not_padded() -> None:
     np.testing.assert_allclose(stock(model)({"x": numbers(3, 6)})["dx"], numbers(3, 6), rtol=1e-6)
 
 
+def test_slices_of_every_third_position_are_interleaved() -> None:
+    graph = Graph()
+    x = graph.input("x", FLOAT, [3, 6])
+    model = gradient_of_squares(x, *(x.slice(1, start, 6, 3) for start in (0, 1, 2)))
+    assert {"Concat"} <= {node.op_type for node in model.graph.node} <= {"Concat", "Slice", "Mul", "Reshape"}
+    np.testing.assert_allclose(stock(model)({"x": numbers(3, 6)})["dx"], numbers(3, 6), rtol=1e-6)
+
+
 @pytest.mark.parametrize("at", [0, 3, 5])
 def test_a_window_at_a_place_that_the_data_say(at: int) -> None:
     """The bounds `[at]` and `[at + 2]`, as exporters write `x[:, at : at + 2]`."""

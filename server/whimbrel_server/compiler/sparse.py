@@ -106,16 +106,27 @@ def _scale_of_margins(d: Draft) -> "Value | None":
 
 
 def _join_neighbours(d: Draft) -> "Value | None":
-    """Pad(a) + Pad(b) = Pad(Concat(a, b)) where both have margins on one axis only and b begins where a ends."""
-    for first, second in ((d[0], d[1]), (d[1], d[0])):
-        ahead, behind = _margins(first), _margins(second)
-        if not ahead or not behind:
-            return None
-        axes = [axis for axis in range(first.rank) if any(side[axis] for side in (*ahead, *behind))]
-        parts = [*_parts(first, axes[0]), *_parts(second, axes[0])]
-        if len(axes) == 1 and first.shape[axes[0]] - ahead[1][axes[0]] == behind[0][axes[0]]:
-            return d.graph.op("Concat", *parts, axis=axes[0]).pad(ahead[0], behind[1])
-    return None
+    """Pad(a) + Pad(b) = Pad(Concat(a, b)) where both have margins on one axis only and b begins where a ends.
+
+    Also below a Reshape of both, as the gradients of every second position and of those between meet.
+    """
+    inner = [made_by(value, "Reshape") for value in (d[0], d[1])]
+    if inner[0] is None or inner[1] is None:
+        return _joined(d[0], d[1]) or _joined(d[1], d[0])
+    first, second = inner[0][0], inner[1][0]
+    joined = (_joined(first, second) or _joined(second, first)) if first.shape == second.shape else None
+    return joined.reshape(d.shape) if joined else None
+
+
+def _joined(first: "Value", second: "Value") -> "Value | None":
+    ahead, behind = _margins(first), _margins(second)
+    if not ahead or not behind or first.shape != second.shape:
+        return None
+    axes = [axis for axis in range(first.rank) if any(side[axis] for side in (*ahead, *behind))]
+    if len(axes) != 1 or first.shape[axes[0]] - ahead[1][axes[0]] != behind[0][axes[0]]:
+        return None
+    parts = [*_parts(first, axes[0]), *_parts(second, axes[0])]
+    return first.graph.op("Concat", *parts, axis=axes[0]).pad(ahead[0], behind[1])
 
 
 def _parts(padded: "Value", axis: int) -> "Sequence[Value | None]":

@@ -34,21 +34,22 @@ def spread(g: Value, shape: Sequence[int], spots: Spots) -> Value:
     for axis, kept in spots.items():
         if kept.step < 0:
             g, kept = take(g, {axis: range(len(kept))[::-1]}), kept[::-1]
-        g = _with_gaps(g, axis, kept.step)
-        g = take(g, {axis: range(min(g.shape[axis], shape[axis] - kept.start))})
-        begins[axis] = kept.start
-        ends[axis] = shape[axis] - kept.start - g.shape[axis]
+        step = kept.step if len(kept) > 1 else 1
+        begins[axis] = kept.start // step * step
+        g = _with_gaps(g, axis, step, kept.start % step)
+        g = take(g, {axis: range(min(g.shape[axis], shape[axis] - begins[axis]))})
+        ends[axis] = shape[axis] - begins[axis] - g.shape[axis]
     return g.pad(begins, ends)
 
 
-def _with_gaps(g: Value, axis: int, step: int) -> Value:
-    """Puts `step - 1` zeros behind each position of `axis`."""
-    if step == 1 or g.shape[axis] == 1:
+def _with_gaps(g: Value, axis: int, step: int, place: int) -> Value:
+    """Puts each position of `axis` at `place` among `step - 1` zeros."""
+    if step == 1:
         return g
     before, size, behind = g.shape[:axis], g.shape[axis], g.shape[axis + 1 :]
     rows = g.reshape([*before, size, 1, *behind])
     still = [0] * len(behind)
-    return rows.pad([0, *still], [step - 1, *still]).reshape([*before, size * step, *behind])
+    return rows.pad([place, *still], [step - 1 - place, *still]).reshape([*before, size * step, *behind])
 
 
 def _spots(node: Node) -> dict[int, range]:
