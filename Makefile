@@ -33,7 +33,7 @@ check-deep: $(STAMP) ## search six-member windows exhaustively; train whole mode
 bench: $(STAMP) ## print speed ratios, each against its baseline in the same run
 	@$(BIN)/whimbrel-lab bench
 
-fuzz: $(STAMP) ## throw FUZZ_EXAMPLES (100,000) mutated messages at each parser
+fuzz: $(STAMP) ## throw FUZZ_EXAMPLES (100,000) mutated messages, or FUZZ_SECONDS of them, at each parser and call
 	@FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q -o timeout=7200 tests/test_fuzz.py tests/test_fuzz_corpus.py tests/test_fuzz_windows.py tests/test_fuzz_endpoints.py
 
 build-binary: $(STAMP) ## build dist/whimbrel-server, one file, and ask it for its health

@@ -66,11 +66,16 @@ def fuzz(valid: st.SearchStrategy[bytes], parse: Callable[[bytes], object]) -> i
             except Exception as error:
                 raise AssertionError(f"{type(error).__name__}: {error}, from {bad.hex()}") from error
 
-    end = time.monotonic() + SECONDS
-    thrown()
-    while time.monotonic() < end:
-        thrown()
+    for_the_time(thrown)
     return refused
+
+
+def for_the_time(volleys: Callable[[], object]) -> None:
+    """Run `volleys` once, and again until FUZZ_SECONDS are over."""
+    end = time.monotonic() + SECONDS
+    volleys()
+    while time.monotonic() < end:
+        volleys()
 
 
 # --- messages -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Damaged requests at every call of both listeners, over HTTP, with a running task and valid tokens behind them.
 
-FUZZ_EXAMPLES of them for each call (1,000 by default; `make fuzz` takes 100,000), each made of a request that would be right.
+FUZZ_EXAMPLES of them for each call (1,000 by default; `make fuzz` takes 100,000), or as many as fit in FUZZ_SECONDS, each made
+of a request that would be right.
 Whatever comes in gets a numbered 4xx, or its right answer where the damage did no harm; nothing is logged as an error; and the
 right request works afterwards. The calls of a window: `test_fuzz_windows.py`; parsers with no listener around them:
 `test_fuzz.py`.

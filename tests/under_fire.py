@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from tests.hostile_http import Answer, Call, Headers, Line, damaged
 from tests.server.world import ROOT, Device, Operator, World, policy
-from tests.test_fuzz import EACH, EXAMPLES, VOLLEYS
+from tests.test_fuzz import EACH, EXAMPLES, VOLLEYS, for_the_time
 from whimbrel_authority.keys import Directory
 from whimbrel_authority.ledger import Ledger
 from whimbrel_authority.service import make_app
@@ -123,7 +123,7 @@ class Site:
             random = Random(seed)
             self.run(self._volley(to, [damage(call, random) for _ in range(EACH)], found))
 
-        volley()
+        for_the_time(volley)
         assert not self.errors.found
         refused = sum(count for number, count in found.items() if number >= STATUS + 400)
         assert refused > EXAMPLES // 10, found

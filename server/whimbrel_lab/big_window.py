@@ -66,7 +66,7 @@ def _settings(options: Options) -> TaskSettings:
         batch=EXAMPLES,
         lr=0.01,
         scale=1024.0,
-        round_deadline_s=60.0,
+        round_deadline_s=PATIENCE_S,
         assignment_deadline_s=PATIENCE_S,
         come_back_max_s=2.0,
         expected_dropout=SPARE,
