@@ -6,6 +6,7 @@ gradient is the one of PyTorch.
 
 import math
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -88,12 +89,27 @@ RULES: dict[str, Rule] = {
 }
 
 
+def _gated(x: Value, gate: Value, slope: Callable[[], Value]) -> Value:
+    """x * gate, where the gate is a function of x; `slope()` is the whole derivative, in fewer passes than the parts'."""
+    y = x * gate
+    if y.node is not None and y.node.ins == (x, gate):
+        y.node.gradient = lambda n, g: (g * slope(), None)
+    return y
+
+
 def _lower_gelu(graph: Graph, x: Value, *, approximate: str = "none") -> Value:
-    """Hendrycks and Gimpel 2016; apart, so that the gradient shares the costly inner function."""
+    """x Phi(x) (Hendrycks and Gimpel 2016), apart, so that the gradient Phi(x) + x phi(x) shares the costly Phi."""
     if approximate == "tanh":
-        inner = graph.op("Tanh", (x + x * (x * x) * 0.044715) * math.sqrt(2.0 / math.pi))
+        inner = graph.op("Tanh", (x * (x * x * 0.044715 + 1.0)) * math.sqrt(2.0 / math.pi))
         return x * (inner * 0.5 + 0.5)
-    return x * (graph.op("Erf", x * math.sqrt(0.5)) * 0.5 + 0.5)
+    phi = graph.op("Erf", x * math.sqrt(0.5)) * 0.5 + 0.5
+    return _gated(x, phi, lambda: phi + x * (graph.op("Exp", x * (x * -0.5)) * math.sqrt(0.5 / math.pi)))
+
+
+def _lower_hard_swish(graph: Graph, x: Value) -> Value:
+    """x h(x) with h the hard sigmoid of slope 1/6 (Howard et al. 2019)."""
+    hard = graph.op("HardSigmoid", x, alpha=1.0 / 6.0, beta=0.5)
+    return _gated(x, hard, lambda: hard + x * ((3.0 - graph.op("Abs", x)).mask("Greater", 0.0) * (1.0 / 6.0)))
 
 
 def _lower_mish(graph: Graph, x: Value) -> Value:
@@ -103,7 +119,8 @@ def _lower_mish(graph: Graph, x: Value) -> Value:
     """
     e = graph.op("Exp", _min(x, 20.0))
     n = e * (e + 2.0)
-    return x * (n / (n + 2.0))
+    gate = n / (n + 2.0)
+    return _gated(x, gate, lambda: gate + x * ((1.0 - gate * gate) * graph.op("Sigmoid", x)))
 
 
 def random_dropout(seed: int) -> Lowering:
@@ -124,6 +141,6 @@ LOWERINGS: dict[str, Lowering] = {
     "Celu": lambda graph, x, alpha=1.0: graph.op("Elu", x * (1.0 / alpha)) * alpha,
     "Dropout": lambda graph, x, *_, **attrs: x,
     "Gelu": _lower_gelu,
-    "HardSwish": lambda graph, x: x * graph.op("HardSigmoid", x, alpha=1.0 / 6.0, beta=0.5),
+    "HardSwish": _lower_hard_swish,
     "Mish": _lower_mish,
 }
