@@ -102,14 +102,14 @@ def _open(options: Options) -> _Opened:
 
 def _source(options: Options, opened: _Opened, fitted: Fitted, objective: Objective) -> facts.Source:
     model = opened.model
-    declared = {one.name: one for one in inputs.inputs_of(model)}
+    declared = {info.name: _declared(info) for info in model.graph.input}
     kinds = Counter(f"{node.domain}.{node.op_type}".lstrip(".") for node in model.graph.node)
     return facts.Source(
         file=options.file,
         bytes=Path(options.file).stat().st_size,
         opset=max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0),
         producer=f"{model.producer_name} {model.producer_version}".strip(),
-        inputs=tuple(_tensor(name, declared[name].sizes, array) for name, array in fitted.feeds.items()),
+        inputs=tuple(_tensor(name, declared[name], array) for name, array in fitted.feeds.items()),
         outputs=tuple(_tensor(info.name, _declared(info), fitted.outputs[info.name]) for info in model.graph.output),
         operators=dict(sorted(kinds.items())),
         notes=opened.notes + fitted.notes,
@@ -120,7 +120,7 @@ def _source(options: Options, opened: _Opened, fitted: Fitted, objective: Object
 
 
 def _declared(info: onnx.ValueInfoProto) -> tuple[int | str, ...]:
-    return tuple(dim.dim_value or dim.dim_param or "?" for dim in info.type.tensor_type.shape.dim)
+    return tuple(dim.dim_value if dim.dim_value > 0 else dim.dim_param or "?" for dim in info.type.tensor_type.shape.dim)
 
 
 def _tensor(name: str, declared: Sequence[int | str], array: Array) -> facts.Tensor:

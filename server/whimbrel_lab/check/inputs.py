@@ -25,9 +25,7 @@ ATTEMPTS = 60  # runs of the model in search of sizes that it takes
 SPATIAL: Mapping[int, Sequence[int]] = {4: (224, 64, 32, 48, 128, 256, 299, 320, 28), 5: (32, 16, 64, 96), 3: ()}
 LENGTHS = (16, 64, 32, 128, 256, 512, 576, 1024, 80, 40, 160, 400, 784, 3000, 16000)
 FEATURES_SEEN = 6  # sizes of weights near an input that are tried for it
-NEAR = frozenset(
-    {"Cast", "Identity", "Flatten", "Transpose", "Scaler", "Normalizer", "Unsqueeze", "Squeeze", "Dropout", "Sub", "Div"}
-)
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})  # behind them sizes are others
 INDICES = frozenset(
     {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Flatten", "Transpose", "Concat", "Expand"}
 )
@@ -183,7 +181,7 @@ def _weights_near(model: onnx.ModelProto, name: str, axis: int) -> list[int]:
     for node in model.graph.node:
         if not names.intersection(node.input):
             continue
-        if node.op_type in NEAR:
+        if node.op_type not in PRODUCTS:
             names.update(node.output)
         dims = [weights[other] for other in node.input if other in weights]
         found += [size for shape in dims for size in _reduced(node.op_type, shape, axis)]
