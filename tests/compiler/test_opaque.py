@@ -38,7 +38,12 @@ KEPT: dict[str, tuple[str, dict[str, int], str]] = {
         "n = Constant <value = int64 {3}> () c = Constant <value = bool {1}> () z = Loop (n, c, h) <"
         " body = a (int64 i, bool k, float[2,4] s) => (bool k2, float[2,4] s2) { k2 = Identity (k) s2 = Add (s, h) }>",
     ),
-    "sequence": ("SequenceAt", {}, "q = SequenceConstruct (h, h) i = Constant <value = int64 {1}> () z = SequenceAt (q, i)"),
+    "sequence": (
+        "SequenceAt",
+        {},
+        "q = SequenceConstruct (h, h) m = ReduceSum <keepdims=0> (h) o = Constant <value = float {0.0}> () p = Greater (m, o)"
+        " i = Cast <to=7> (p) z = SequenceAt (q, i)",
+    ),
 }
 
 

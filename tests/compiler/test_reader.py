@@ -126,3 +126,26 @@ def test_names_of_our_own_kind_in_a_source_do_no_harm() -> None:
     model.opset_import[0].version = 17
     x = np.ones((1, 512), np.float32)
     np.testing.assert_array_equal(as_read(sources(model), model, {"x": x}), 7 * x)
+
+
+SEQUENCES = {
+    "split evenly": "q = SplitToSequence <axis=1> (x, three) y = SequenceAt (q, one)",
+    "split as told": "q = SplitToSequence <axis=-1> (x, sizes) y = SequenceAt (q, last)",
+    "unbound": "q = SplitToSequence <axis=1, keepdims=0> (x) y = ConcatFromSequence <axis=0, new_axis=1> (q)",
+    "built": "e = SequenceEmpty () a = SequenceInsert (e, x) n = Neg (x) b = SequenceInsert (a, n, zero)"
+    " c = SequenceInsert (b, n) d = SequenceErase (c, one) y = ConcatFromSequence <axis=1> (d)",
+    "counted": "q = SequenceConstruct (x, x, x) l = SequenceLength (q) f = Cast <to=1> (l) y = Mul (x, f)",
+}
+
+
+@pytest.mark.parametrize("case", SEQUENCES)
+def test_sequences_of_known_length_are_resolved(case: str) -> None:
+    constants = "<int64 zero = {0}, int64 one = {1}, int64 last = {-1}, int64 three = {3}, int64[3] sizes = {2, 4, 1}>"
+    model = parsed(f"(float[2,7] x) => (float y) {constants} {{ {SEQUENCES[case]} }}")
+    model.graph.output[0].type.CopyFrom(parsed("(float[2,7] x) => (y) { y = Neg (x) }").graph.output[0].type)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    model.graph.output[0].type.tensor_type.shape.SetInParent()
+    source, feeds = sources(model, batch=2, run=None), random_feeds(model)
+    graph = source.graph.export(source.data, {"y@": source.output}, "read")
+    assert not [node.op_type for node in graph.graph.node if "Sequence" in node.op_type]
+    np.testing.assert_array_equal(as_read(source, model, feeds), stock(model)(feeds)["y"])

@@ -46,6 +46,13 @@ class Keeper:
             types = self._measured(node, outputs)
         return self.graph.foreign(node, [found for found in types if found is not None])
 
+    def sequence(self, items: Sequence[Value]) -> Value:
+        """A sequence as a value, for a kept node that reads one."""
+        if not items:
+            raise CompileError("sequence", f"node {self.graph.origin!r} reads an empty sequence")
+        node = Node("SequenceConstruct", tuple(items), {}, self.graph.origin, gradient=refuse("a sequence carries none"))
+        return self.graph.foreign(node, [NO_TENSOR])[0]
+
     def _measured(self, node: Node, outputs: Sequence[str]) -> list[Type | None]:
         where = f"{node.op} (node {node.origin!r})"
         if self.run is None:

@@ -22,6 +22,8 @@ from whimbrel_server.compiler.nested import all_graphs, captured_names, reads, s
 from whimbrel_server.compiler.opaque import Keeper, declared_types, refuse
 from whimbrel_server.compiler.prepare import STANDARD_DOMAINS, opset_of
 from whimbrel_server.compiler.rules import LOWERINGS
+from whimbrel_server.compiler.sequences import RULES as SEQUENCES
+from whimbrel_server.compiler.sequences import Items, resolve
 
 UNKNOWN_SHAPE = ("dynamic-shape", "shape-inference")
 
@@ -113,6 +115,7 @@ class _Reader:
         self.opset = opset_of(prepared)
         self.tensors = {tensor.name: tensor for tensor in prepared.graph.initializer}
         self.values: dict[str, Value | CompileError] = dict(inputs.by_name())
+        self.sequences: dict[str, Items] = {}
         self.weights: dict[str, Value] = {}
         self.start: dict[str, Array] = {}
         self.used = {name for inner in all_graphs(prepared.graph) for node in inner.node for name in node.input}
@@ -128,6 +131,8 @@ class _Reader:
         """The tensor called `name`; raises what kept it from being read."""
         if name not in self.values and name in self.tensors:
             self.values[name] = self.weight(name, numpy_helper.to_array(self.tensors[name]))
+        if name not in self.values and name in self.sequences:
+            self.values[name] = self.keeper.sequence(self.sequences[name])
         value = self.values.get(name)
         if isinstance(value, CompileError):
             raise value
@@ -166,6 +171,9 @@ class _Reader:
     def results(self, node: onnx.NodeProto) -> Sequence[Value]:
         if node.op_type == "Constant" and node.domain in STANDARD_DOMAINS:
             return [self.weight(node.output[0], _constant_data(node, self.graph.origin))]
+        resolved = self.resolved(node) if node.op_type in SEQUENCES else None
+        if resolved is not None:
+            return resolved
         ins = [self.value(name) if name else None for name in node.input]
         if node.op_type == "If" and ins[0] is not None and ins[0].data is not None:
             return self.branch(node, bool(ins[0].data.item()))
@@ -174,6 +182,15 @@ class _Reader:
         if subgraphs(node):
             return self.kept(node, ins, "it contains a graph, and its condition or trip count is not a constant")
         return self.standard(node, ins)
+
+    def resolved(self, node: onnx.NodeProto) -> Sequence[Value] | None:
+        """A sequence operator on what is known; a sequence that it gives is noted, and is no value."""
+        ins = [self.sequences[n] if n in self.sequences else self.value(n) if n else None for n in node.input]
+        result = resolve(self.graph, node.op_type, ins, _attributes(node, self.opset, self.graph.origin))
+        if not isinstance(result, tuple):
+            return None if result is None else [result]
+        self.sequences[node.output[0]] = result
+        return []
 
     def branch(self, node: onnx.NodeProto, taken: bool) -> Sequence[Value]:
         """The branch of an If whose condition is known, read as if it stood there itself."""
