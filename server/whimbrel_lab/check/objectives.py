@@ -104,7 +104,7 @@ def _first_class(loss: str) -> int:
 
 
 def _classes(loss: str, output: Array) -> int:
-    if loss == "triplet":
+    if loss == "hard_triplet":
         return max(2, len(output) // 2)  # pairs of one class
     axis = 1 if loss == "cross_entropy" else output.ndim - 1
     return max(2, int(output.shape[axis]))
