@@ -75,3 +75,17 @@ def test_dropout_of_two_nodes_draws_two_masks() -> None:
         masks[name] = random_dropout(7)(graph, x)
     found = stock(graph.export([x], masks, "dropout"))({"x": np.ones(50, np.float32)})
     assert not np.array_equal(found["first"], found["second"])
+
+
+@pytest.mark.parametrize("gate_first", [False, True])
+def test_silu_written_as_a_product_has_its_derivative(gate_first: bool) -> None:
+    """s + x s (1 - s), with one more s (1 - s) where the gate itself is used as well."""
+
+    def silu(graph: Graph, x: Any) -> Any:
+        gate = graph.op("Sigmoid", x)
+        return (gate * x if gate_first else x * gate) + gate
+
+    points, weights = np.linspace(-4.0, 4.0, 9), np.arange(1.0, 10.0)
+    gates = 1 / (1 + np.exp(-points))
+    expected = weights * (gates + (points + 1) * gates * (1 - gates))
+    np.testing.assert_allclose(run(silu, [points], {}, weights)["gradient"], expected, rtol=1e-5)
