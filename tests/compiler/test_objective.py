@@ -26,8 +26,9 @@ WEIGHT = np.array([1.0, 0.5, 0.0, 2.0], np.float32)
 
 def ended_by(tail: str, shape: str) -> onnx.ModelProto:
     """x @ w as `z` `[4, 6]`, then `tail`, which makes `y` of `shape`."""
-    shapes = "int64[3] square = {4, 3, 2}, int64[3] wide = {4, 2, 3}, int64[2] flat = {4, 6}, int64[1] last = {2}"
-    return text_model(f"net (float[4,2] x) => (float{shape} y) <{W}, {shapes}> {{ z = MatMul (x, w) {tail} }}")
+    shapes = "int64[3] square = {4, 3, 2}, int64[3] wide = {4, 2, 3}, int64[2] flat = {4, 6}"
+    axes = "int64[1] one = {1}, int64[1] last = {2}"
+    return text_model(f"net (float[4,2] x) => (float{shape} y) <{W}, {shapes}, {axes}> {{ z = MatMul (x, w) {tail} }}")
 
 
 def loss_of(model: onnx.ModelProto, spec: StepSpec, label: Array, weight: Array) -> tuple[TrainStep, float]:
@@ -63,6 +64,21 @@ CUT: dict[str, tuple[str, str, str, str, int]] = {
         1,
     ),
     "tokens": ("r = Reshape (z, square) y = Softmax (r)", "[4,3,2]", "token_cross_entropy", "y", -1),
+    "written out": (
+        "m = ReduceMax <axes=[1]> (z) d = Sub (z, m) e = Exp (d) s = ReduceSum (e, one) y = Div (e, s)",
+        "[4,6]",
+        "cross_entropy",
+        "y",
+        1,
+    ),
+    "written out with a repeated sum": (
+        "r = Reshape (z, square) e = Exp (r) t = ReduceSum <keepdims=0> (e, last) u = Unsqueeze (t, last)"
+        " v = Expand (u, square) y = Div (e, v)",
+        "[4,3,2]",
+        "token_cross_entropy",
+        "y",
+        -1,
+    ),
     "tokens moved": (
         "r = Reshape (z, wide) s = Softmax <axis=1> (r) y = Transpose <perm=[0,2,1]> (s)",
         "[4,3,2]",
@@ -85,6 +101,23 @@ def test_softmax_is_replaced_by_the_loss(case: str) -> None:
     losses = -np.log(np.take_along_axis(probabilities, label[..., None], -1)[..., 0])
     assert step.cut == cut
     assert found == pytest.approx((weight * losses).sum() / weight.sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        "e = Exp (z) s = ReduceSum (z, one) y = Div (e, s)",
+        "r = Reshape (z, even) e = Exp (r) t = ReduceSum <keepdims=0> (e, one) u = Unsqueeze (t, last) y = Div (e, u)",
+    ],
+)
+def test_what_only_looks_like_a_softmax_stays(tail: str) -> None:
+    """A sum of something else, and one over an axis that was put in the place of another."""
+    more = "int64[3] even = {4, 2, 2}"
+    model = text_model(
+        f"net (float[4,2] x) => (float y) <float[2,4] w = {{0.5, -1.0, 0.3, 0.8, -0.2, 0.1, 1.5, -0.4}}, {more}, "
+        f"int64[1] last = {{2}}, int64[1] one = {{1}}> {{ z = MatMul (x, w) {tail} }}"
+    )
+    assert compile_step(model, SPEC).cut is None
 
 
 @pytest.mark.parametrize("tail", ["y = Sigmoid (z)", "s = Sigmoid (z) r = Reshape (s, wide) y = Reshape (r, flat)"])

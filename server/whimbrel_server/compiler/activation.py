@@ -7,6 +7,7 @@ do not belong here.
 
 import math
 
+from whimbrel_server.compiler.draft import made_by
 from whimbrel_server.compiler.errors import CompileError
 from whimbrel_server.compiler.ir import Node, Value
 from whimbrel_server.compiler.losses import Loss
@@ -37,7 +38,24 @@ def _final(output: Value) -> tuple[Node | None, list[Node]]:
     while node is not None and node.op in (*RENAMING, "Transpose"):
         moves.append(node)
         node = node[0].node
-    return node, moves
+    return (_written_out(node) or node if node is not None else None), moves
+
+
+def _written_out(node: Node) -> Node | None:
+    """The Softmax that e / sum(e) is, with e = exp(z) or exp(z - max), as exporters without the operator write it."""
+    exponent = made_by(node[0], "Exp") if node.op == "Div" else None
+    shrunk = made_by(node[1], "Reshape") if exponent else None
+    total = made_by(shrunk[0] if shrunk else node[1], "ReduceSum") if exponent else None
+    if exponent is None or total is None or total[0] is not exponent.y or not total.has(1) or total[1].data is None:
+        return None
+    axes = [int(axis) % exponent.y.rank for axis in total[1].data]
+    kept = [1 if axis in axes else size for axis, size in enumerate(node.y.shape)]
+    if len(axes) != 1 or list(node[1].shape) != kept:
+        return None
+    shifted = made_by(exponent[0], "Sub")
+    alike = shifted is not None and shifted[1].rank == node.y.rank and shifted[1].shape[axes[0]] == 1
+    node.y.graph.origin = node.origin
+    return node.y.graph.op("Softmax", shifted[0] if shifted and alike else exponent[0], axis=axes[0]).node
 
 
 def _check_axis(node: Node, moves: list[Node], output: Value, loss: Loss) -> None:
