@@ -93,15 +93,18 @@ def _banded(x: Value, w: Value, bias: Value | None, window: Window, blocks: Bloc
 
 def _edges(rows: Value, blocks: Blocks) -> Value:
     """For each block of `rows [C, N, blocks, row]` what it reads of its neighbours; zeros beyond the first and last."""
-    width, last = rows.shape[3] // blocks.steps, blocks.count - 1
+    width, row, last = rows.shape[3] // blocks.steps, rows.shape[3], blocks.count - 1
     parts = []
     if blocks.above:
-        kept = rows.slice(3, (blocks.steps - blocks.above) * width, rows.shape[3]).slice(2, 0, last)
-        parts.append(kept.pad([1, 0], [0, 0]))
+        parts.append(_cut(rows, (0, row - blocks.above * width), (last, row)).pad([1, 0], [0, 0]))
     if blocks.below:
-        kept = rows.slice(3, 0, blocks.below * width).slice(2, 1, blocks.count)
-        parts.append(kept.pad([0, 0], [1, 0]))
+        parts.append(_cut(rows, (1, 0), (blocks.count, blocks.below * width)).pad([0, 0], [1, 0]))
     return rows.graph.op("Concat", *parts, axis=3)
+
+
+def _cut(rows: Value, starts: Sequence[int], ends: Sequence[int]) -> Value:
+    """A slice of the last two axes at once."""
+    return rows.graph.op("Slice", rows, *(rows.graph.ints(numbers) for numbers in (starts, ends, (2, 3))))
 
 
 def _band(w: Value, window: Window, sizes: Sequence[int], blocks: Blocks, reached: Sequence[int]) -> Value:
