@@ -18,7 +18,7 @@ from tests.compiler.cases.case import Case, is_differentiable, opsets
 from tests.compiler.evaluation import Array, directional_difference, in_double, reference, stock
 from whimbrel_server.compiler import prepare, reader, selection
 from whimbrel_server.compiler.grad import grad
-from whimbrel_server.compiler.rules import STOPS, convolution
+from whimbrel_server.compiler.rules import STOPS, costs
 
 
 def largest_errors(case: Case) -> dict[int, dict[str, float]]:
@@ -176,5 +176,5 @@ def _projected(prepared: onnx.ModelProto, columns: Mapping[str, Array]) -> onnx.
 
 @contextmanager
 def _as_the_case_asks(case: Case) -> Iterator[None]:
-    with patch.object(convolution, "PATCHES_IN_CACHE", 0 if case.wide else convolution.PATCHES_IN_CACHE):
+    with patch.object(costs, "PATCHES_IN_CACHE", 0 if case.wide else costs.PATCHES_IN_CACHE):
         yield

@@ -8,13 +8,13 @@ gradient ever pass over u, which is not even stored: the normalised u is one pro
 from whimbrel_server.compiler.draft import made_by
 from whimbrel_server.compiler.ir import Node, Value
 from whimbrel_server.compiler.layout import samples_first, swapped_planes
-from whimbrel_server.compiler.rules.costs import MOMENTS_PER_CHANNEL
+from whimbrel_server.compiler.rules import costs
 
 
 def by_moments(u: Value, scale: Value, bias: Value, epsilon: float) -> tuple[Value, Value, Value] | None:
     """The normalised `u [N, M, ...]`, its mean and its biased variance `[M]`; None where u is no product that gains by it."""
     product = _product(u)
-    if product is None or product[0].shape[1] ** 2 > MOMENTS_PER_CHANNEL * u.shape[1]:
+    if product is None or product[0].shape[1] ** 2 > costs.MOMENTS_PER_CHANNEL * u.shape[1]:
         return None
     w, columns = product[0], product[1]
     middle = columns.sum([1]) * (1.0 / columns.shape[1])

@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 
 from whimbrel_server.compiler.ir import Graph, Node, Value
+from whimbrel_server.compiler.rules import costs
 from whimbrel_server.compiler.rules.convolution_products import as_product
 from whimbrel_server.compiler.rules.table import Lowering, Rule
 from whimbrel_server.compiler.rules.windows import Window, explicit, patches, shifted, window_of
-
-WIDE_CHANNELS = 16  # from here on one product per kernel tap beats collecting the patches ...
-PATCHES_IN_CACHE = 512 * 1024  # ... unless all patches together (floats) stay in the cache
 
 
 def lower_convolution(graph: Graph, x: Value, w: Value, bias: Value | None = None, **attrs: Any) -> Value:
@@ -107,7 +105,7 @@ def weight_gradient(x: Value, g: Value, window: Window, group: int) -> Value:
     if group > 1 or window.taps == 1:
         return _product_per_sample(padded, g, window, group)
     collected = x.shape[0] * x.shape[1] * window.taps * int(np.prod(g.shape[2:]))
-    wide = x.shape[1] >= WIDE_CHANNELS and collected > PATCHES_IN_CACHE
+    wide = x.shape[1] >= costs.WIDE_CHANNELS and collected > costs.PATCHES_IN_CACHE
     channels_first = [1, 0, *range(2, x.rank)]
     product = _product_per_tap if wide else _one_product
     return product(padded.transpose(channels_first), g.transpose(channels_first), window)

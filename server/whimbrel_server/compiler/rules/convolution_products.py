@@ -11,7 +11,7 @@ import numpy as np
 
 from whimbrel_server.compiler.ir import Array, Value
 from whimbrel_server.compiler.layout import channels_first, samples_first
-from whimbrel_server.compiler.rules.costs import LARGEST_BAND, MOST_PATCHED_CHANNELS
+from whimbrel_server.compiler.rules import costs
 from whimbrel_server.compiler.rules.windows import Window, patches
 
 
@@ -19,7 +19,7 @@ def as_product(x: Value, w: Value, bias: Value | None, window: Window, group: in
     """The convolution of `x [N, C, *spatial]` with `w [M, C / group, *kernel]`, or None where the kernel is faster."""
     if group == 1 and window.taps == 1 and not window.padded:
         return _pointwise(x, w, bias, window)
-    if group == 1 and x.shape[1] <= MOST_PATCHED_CHANNELS and x.shape[1] * window.taps <= 2 * w.shape[0]:
+    if group == 1 and x.shape[1] <= costs.MOST_PATCHED_CHANNELS and x.shape[1] * window.taps <= 2 * w.shape[0]:
         return _patched(x, w, bias, window)
     if group == x.shape[1] == w.shape[0]:
         blocks = _blocks(x.shape[2:], window)
@@ -67,13 +67,13 @@ def _blocks(sizes: Sequence[int], window: Window) -> Blocks | None:
     """The largest blocks whose band matrix is small enough: the fewest edges. None: even the smallest is too large."""
     outputs, stride = window.outputs(sizes), window.strides[0]
     area = int(np.prod(sizes[1:], dtype=np.int64) * np.prod(outputs[1:], dtype=np.int64))
-    if sizes[0] * outputs[0] * area <= LARGEST_BAND:
+    if sizes[0] * outputs[0] * area <= costs.LARGEST_BAND:
         return Blocks(1, outputs[0], sizes[0], 0, 0)
     above, below = window.begins[0], max(window.extent(0) - window.begins[0] - stride, 0)
     for rows in range(outputs[0] // 2, 0, -1):
         steps = rows * stride
         fits = outputs[0] % rows == 0 and sizes[0] == outputs[0] * stride and max(above, below) <= steps
-        if fits and rows * steps * area <= LARGEST_BAND:
+        if fits and rows * steps * area <= costs.LARGEST_BAND:
             return Blocks(outputs[0] // rows, rows, steps, above, below)
     return None
 
