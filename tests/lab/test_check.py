@@ -193,7 +193,8 @@ def test_a_scalar_is_what_the_model_compares_it_with_unless_given() -> None:
         ("c = Reshape (h, cube) y = Softmax (c)", "[4,2,3]", "token_cross_entropy"),
         ("y = ReduceSum <keepdims=1> (h, one)", "[4,1]", "mse"),
         ("y = ReduceMean <keepdims=0> (h)", "", "output"),
-        ("e = Exp (h) s = ReduceSum (e, one) y = Div (e, s)", "[4,6]", "mse"),
+        ("e = Exp (h) s = ReduceSum (e, one) y = Div (e, s)", "[4,6]", "cross_entropy"),
+        ("e = Exp (h) s = ReduceSum (e, one) d = Div (e, s) y = Relu (d)", "[4,6]", "mse"),
     ],
 )
 def test_the_loss_fits_the_output(tail: str, shape: str, loss: str) -> None:

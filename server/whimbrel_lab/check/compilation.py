@@ -133,7 +133,10 @@ def _tensor(name: str, declared: Sequence[int | str], array: Array) -> facts.Ten
 def _compile(model: onnx.ModelProto, options: Options, fitted: Fitted, objective: Objective) -> tuple[TrainStep, Objective]:
     """The step of the chosen loss, or of squared error where a guessed loss does not fit."""
     try:
-        return compiler.compile_step(model, _spec(model, options, fitted, objective), run), objective
+        step = compiler.compile_step(model, _spec(model, options, fitted, objective), run)
+        if step.cut or not objective.if_cut:
+            return step, objective
+        why = "the output is taken for real numbers, as it ends in a division"
     except CompileError as error:
         if objective.certain or objective.loss == objectives.FALLBACK or error.code not in RETRY:
             raise

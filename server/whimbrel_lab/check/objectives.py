@@ -24,12 +24,16 @@ class NoOutput(ValueError):
 
 @dataclass(frozen=True)
 class Objective:
-    """An output, its loss, and why, in words; `certain`: the author chose the loss."""
+    """An output, its loss, and why, in words; `certain`: the author chose the loss.
+
+    `if_cut`: the guess holds only where the compiler finds the activation that the output seems to end in.
+    """
 
     output: str
     loss: str
     why: str
     certain: bool
+    if_cut: bool = False
 
 
 def choose(model: onnx.ModelProto, outputs: Mapping[str, Array], output: str | None, loss: str) -> Objective:
@@ -41,7 +45,7 @@ def choose(model: onnx.ModelProto, outputs: Mapping[str, Array], output: str | N
         return Objective(name, loss, "as asked", certain=True)
     ending = _ending(model, name)
     guess, why = _loss_for(outputs[name], ending)
-    return Objective(name, guess, why, certain=False)
+    return Objective(name, guess, why, certain=False, if_cut=ending.op_type == "Div" if ending else False)
 
 
 def _ending(model: onnx.ModelProto, output: str) -> onnx.NodeProto | None:
@@ -63,7 +67,7 @@ def _loss_for(output: Array, ending: onnx.NodeProto | None) -> tuple[str, str]:
         return _by_class_axis(ending, output), f"the output ends in {op}"
     if output.ndim == 1 or shape[-1] == 1 or output.ndim > 3:
         return FALLBACK, f"an output {list(shape)} is taken for real numbers"
-    if _probabilities(output):
+    if _probabilities(output) and op != "Div":  # else it may be a softmax that an exporter wrote out
         return FALLBACK, f"an output {list(shape)} of probabilities without a Softmax node"
     if output.ndim == 2:
         return "cross_entropy", f"an output {list(shape)} is taken for the scores of {shape[1]} classes"
