@@ -67,6 +67,15 @@ class ModelState:
 
 
 @dataclass(frozen=True)
+class Statistics:
+    """Which tensors of a version are running statistics: averaged as they are, whatever the server's rate; and which of them
+    are variances, which rounding must not make negative."""
+
+    running: frozenset[str] = frozenset()
+    variances: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class Published:
     """A version with its encoded blobs: the snapshot, and deltas by the version that they start from.
 
@@ -78,6 +87,9 @@ class Published:
     deltas: dict[int, bytes]
     update_norm: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+NO_STATISTICS = Statistics()
 
 
 def first_version(parameters: Mapping[str, Float32]) -> Published:
@@ -101,6 +113,7 @@ def next_version(
     encoding: Encoding,
     settings: TaskSettings,
     older: Mapping[int, Lattice],
+    statistics: Statistics = NO_STATISTICS,
 ) -> Published:
     """The version after `previous`: FedAvg with the server's learning rate on the mean of the windows' updates.
 
@@ -109,8 +122,10 @@ def next_version(
     Optimization", algorithm 1 with plain SGD on the server.
     """
     totals = [window.total for window in sums]
-    step = settings.server_lr * mean_update(encoding, totals) if sums else np.zeros_like(previous.master)
-    master = previous.master + step
+    step = np.zeros_like(previous.master)
+    if sums:
+        step = _rates(previous.shapes, settings.server_lr, statistics) * mean_update(encoding, totals)
+    master = np.maximum(previous.master + step, _least(previous.shapes, statistics))
     lattice = _lattice(master, previous.shapes, _next_exponents(previous, master, step, settings.step_fraction))
     model_hash, version = delta.lattice_hash(lattice), previous.version + 1
     windows = [(window.tau1, window.sum_sha256) for window in sums]
@@ -118,6 +133,20 @@ def next_version(
     state = ModelState(version, previous.shapes, master, lattice, model_hash, head)
     made = _published(state, {**older, previous.version: previous.lattice}, float(np.linalg.norm(step)))
     return replace(made, metrics=mean_metrics(encoding, totals))
+
+
+def _rates(shapes: Shapes, rate: float, statistics: Statistics) -> Float64:
+    """The server's rate of each value."""
+    return _filled(shapes, [1.0 if name in statistics.running else rate for name in shapes])
+
+
+def _least(shapes: Shapes, statistics: Statistics) -> Float64:
+    """What each value is at least."""
+    return _filled(shapes, [0.0 if name in statistics.variances else -math.inf for name in shapes])
+
+
+def _filled(shapes: Shapes, numbers: Sequence[float]) -> Float64:
+    return np.repeat(np.array(numbers, np.float64), [math.prod(shape) for shape in shapes.values()])
 
 
 def wanted_deltas(version: int) -> tuple[int, ...]:

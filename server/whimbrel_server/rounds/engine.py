@@ -1,15 +1,14 @@
 """The engine: which device works on what, when a window opens, when a version is published. The protocol is a setting of it.
 
-Here belong devices, assignments, tickets and timers across all tasks; what one round decides belongs in `task_run.py`, what
-goes in and comes out in `events.py`, the phases of a window in `window_run.py`. The engine takes the time and its random
-source as arguments and does no I/O, so it runs the same under HTTP and under a virtual clock. Whoever performs an effect
-makes durable what it names before anybody is told. Times are Unix seconds.
+Here belong devices, assignments and timers across all tasks. What became of join entries belongs in `tickets.py`, what one
+round decides in `task_run.py`, what goes in and comes out in `events.py`, the phases of a window in `window_run.py`. The engine
+takes the time and its random source as arguments and does no I/O, so it runs the same under HTTP and under a virtual clock.
+Whoever performs an effect makes durable what it names before anybody is told. Times are Unix seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Protocol
 
@@ -32,10 +31,9 @@ from whimbrel_server.rounds.events import (
 )
 from whimbrel_server.rounds.pace import Sleepers, come_back
 from whimbrel_server.rounds.task_run import Assignment, ClosedWindow, Ready, TaskRun, TaskState, Verdict
+from whimbrel_server.rounds.tickets import ENTRY_MARGIN_S, Tickets
 from whimbrel_server.rounds.timers import Timers
 
-# An entry must stand this long after its window opened (masking protocol, section 1.9).
-ENTRY_MARGIN_S = 60.0
 # A long poll lasts at most 25 s; who is likely to wait longer is sent away for a while.
 POLL_S = 20.0
 ID_BYTES = 16
@@ -51,14 +49,6 @@ class Random(Protocol):
         """`n` bytes."""
 
 
-@dataclass
-class _Ticket:
-    device: bytes
-    task: str
-    version: int
-    window_id: int | None = None
-
-
 class Engine:
     """See the module. One object, one thread; every method first lets the timers fire that are due."""
 
@@ -69,11 +59,10 @@ class Engine:
         self._held: dict[bytes, Assignment] = {}  # by device: at most one at a time
         self._assignments: dict[bytes, Assignment] = {}  # by id, also of closed lanes until they expire
         self._late: dict[bytes, Assignment] = {}  # by device: those that were in training when their lane closed
-        self._tickets: dict[bytes, _Ticket] = {}
-        self._opened: dict[bytes, Ready] = {}  # by device: the last entry that stood in an OPEN
         self._quarantine: dict[bytes, float] = {}  # by device: when it ends
         self._sleepers = Sleepers()
         self._timers: Timers[list[Effect]] = Timers()
+        self._tickets = Tickets(lambda when, call: self._timers.at(when, self._silently, call))
 
     # --- tasks ------------------------------------------------------------------------------------------------------
 
@@ -117,9 +106,7 @@ class Engine:
 
     def entry_used(self, device: bytes, seq: int, expires: float, entry: bytes) -> None:
         """After a restart: this entry stood in an OPEN and may never stand in another."""
-        known = self._opened.get(device)
-        if known is None or known.seq < seq:
-            self._remember_opened(Ready(device, seq, expires, entry, b""))
+        self._tickets.used(Ready(device, seq, expires, entry, b""))
 
     def task(self, name: str) -> TaskView:
         """Where a task stands. Raises UNKNOWN_TASK."""
@@ -246,32 +233,18 @@ class Engine:
         counts or that stood in an OPEN.
         """
         effects = self.tick(now)
-        before = self._same_entry(joining)
+        held = self._held.get(joining.device)
+        before = self._tickets.same(joining, self._tasks[held.task].ready.get(joining.device) if held else None)
         if before is not None:
             return JoinAnswer(before, 0.0), effects
         assignment = self.assignment(assignment_id, joining.device)
         task = self._tasks[assignment.task]
-        ticket = self._random.randbytes(ID_BYTES)
-        task.join(Ready(joining.device, joining.seq, joining.expires, joining.entry, ticket))
-        self._tickets[ticket] = _Ticket(joining.device, task.name, task.version)
-        self._timers.at(joining.expires - ENTRY_MARGIN_S, self._entry_expires, task, ticket, joining.device)
-        self._timers.at(joining.expires + ENTRY_MARGIN_S, self._forget_ticket, ticket)
+        ready = Ready(joining.device, joining.seq, joining.expires, joining.entry, self._random.randbytes(ID_BYTES))
+        task.join(ready)
+        self._tickets.issue(ready, task.name, task.version)
+        self._timers.at(ready.expires - ENTRY_MARGIN_S, self._entry_expires, task, ready)
         effects += self._consider(task, now)
-        return JoinAnswer(ticket, self._wait_for_window(task, ticket, now)), effects
-
-    def _same_entry(self, joining: Joining) -> bytes | None:
-        """The ticket of the very same entry; refuses a counter that is not the device's highest."""
-        held = self._held.get(joining.device)
-        waiting = self._tasks[held.task].ready.get(joining.device) if held else None
-        for known in (waiting, self._opened.get(joining.device)):
-            if known is None or joining.seq > known.seq:
-                continue
-            if joining.entry == known.entry and known.ticket:
-                return known.ticket
-            if joining.seq == known.seq and joining.entry != known.entry:
-                raise RuleError(Code.SECOND_BODY, f"another entry with the counter {known.seq} came before")
-            raise RuleError(Code.OUT_OF_TURN, f"an entry with the counter {known.seq} came before {joining.seq}")
-        return None
+        return JoinAnswer(ready.ticket, self._wait_for_window(task, ready.ticket, now)), effects
 
     def rendezvous(self, task_name: str, now: float) -> float | None:
         """When the task's windows may open next, Unix seconds; None where they open at any time."""
@@ -280,11 +253,7 @@ class Engine:
 
     def ticket(self, ticket: bytes, device: bytes, now: float) -> Waiting | Opened:
         """What became of an entry. Raises UNKNOWN_TICKET (join again with fresh keys), STALE_VERSION, NOT_YOURS."""
-        found = self._tickets.get(ticket)
-        if found is None:
-            raise RuleError(Code.UNKNOWN_TICKET)
-        if found.device != device:
-            raise RuleError(Code.NOT_YOURS)
+        found = self._tickets.found(ticket, device)
         if found.window_id is not None:
             return Opened(found.window_id)
         task = self._tasks[found.task]
@@ -296,7 +265,7 @@ class Engine:
         return Waiting(self._wait_for_window(task, ticket, now))
 
     def _wait_for_window(self, task: TaskRun, ticket: bytes, now: float) -> float:
-        wait = task.expected_wait(now) if self._tickets[ticket].window_id is None else 0.0
+        wait = task.expected_wait(now) if self._tickets.waits(ticket) else 0.0
         if wait <= POLL_S:
             return 0.0
         return wait if task.settings.rendezvous_s else wait / 2
@@ -417,8 +386,7 @@ class Engine:
         # 63 bits, so that it is an integer in every database.
         window_id = int.from_bytes(self._random.randbytes(8), "little") >> 1
         for member in members:
-            self._remember_opened(member)
-            self._tickets[member.ticket].window_id = window_id
+            self._tickets.opened(member, window_id)
         task.open(window_id, [member.device for member in members])
         return OpenWindow(task.name, task.version, window_id, tuple(member.entry for member in members))
 
@@ -480,24 +448,13 @@ class Engine:
         self._assignments.pop(assignment.id, None)
         return True
 
-    def _entry_expires(self, now: float, task: TaskRun, ticket: bytes, device: bytes) -> list[Effect]:
-        waiting = task.ready.get(device)
-        if waiting is not None and waiting.ticket == ticket:
-            task.withdraw(device)
-            self._expire_if_due(task, device, now)
-            return self._consider(task, now)
-        return []
+    def _entry_expires(self, now: float, task: TaskRun, ready: Ready) -> list[Effect]:
+        if task.ready.get(ready.device) is not ready:
+            return []
+        task.withdraw(ready.device)
+        self._expire_if_due(task, ready.device, now)
+        return self._consider(task, now)
 
-    def _forget_ticket(self, _now: float, ticket: bytes) -> list[Effect]:
-        self._tickets.pop(ticket, None)
-        return []
-
-    def _remember_opened(self, member: Ready) -> None:
-        self._opened[member.device] = member
-        # Once it has expired for good no entry check lets it pass, so nothing need remember it.
-        self._timers.at(member.expires + ENTRY_MARGIN_S, self._forget_opened, member)
-
-    def _forget_opened(self, _now: float, member: Ready) -> list[Effect]:
-        if self._opened.get(member.device) is member:
-            del self._opened[member.device]
+    def _silently(self, _now: float, call: Callable[[], None]) -> list[Effect]:
+        call()
         return []

@@ -26,8 +26,8 @@ Range = tuple[float, float]
 
 def metrics_of(settings: TaskSettings) -> tuple[Metric, ...]:
     """What devices report in the sum: what the operator asked for, and the bit that an adaptive clip bound lives on."""
-    greatest = {"loss": settings.loss_max, "accuracy": 1.0}
-    table = [Metric(name, greatest[name], settings.metric_bits) for name in settings.metrics]
+    greatest = {"loss": settings.loss_max, "mae": settings.loss_max}
+    table = [Metric(name, greatest.get(name, 1.0), settings.metric_bits) for name in settings.metrics]
     return (*table, Metric(WITHIN_CLIP, 1.0, 1)) if settings.clip_quantile else tuple(table)
 
 
