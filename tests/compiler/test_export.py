@@ -1,11 +1,15 @@
 """What is written into a model's file, and what a client hands over instead."""
 
+import time
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 
 from tests.compiler.evaluation import Array, stock
+from whimbrel_lab.bench_models import BENCHES
+from whimbrel_server.compiler import StepSpec, compile_step
 from whimbrel_server.compiler.errors import CompileError
 from whimbrel_server.compiler.export import EMBED_LIMIT, external_constants
 from whimbrel_server.compiler.ir import Graph, Value
@@ -51,3 +55,14 @@ def test_a_constant_that_makes_the_step_large_is_refused(name: str, advice: str)
     graph, data, result = product(np.ones((1, EMBED_LIMIT // 4 + 1), np.float32), name)
     with pytest.raises(CompileError, match=f"large-constant: .*{advice}"):
         graph.export([data], {"y": result}, "step")
+
+
+def test_compiling_takes_little_time() -> None:
+    """A net of 67 nodes, half of them normalised; the best of three, as others use the machine."""
+    model = BENCHES["mbv2"].build(0)
+    spec, spent = StepSpec("cross_entropy", "sgd", 8), []
+    for _ in range(3):
+        start = time.process_time()
+        compile_step(model, spec)
+        spent.append(time.process_time() - start)
+    assert min(spent) <= 2.0

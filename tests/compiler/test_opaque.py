@@ -8,6 +8,7 @@ import pytest
 
 from tests.compiler.evaluation import Array, stock
 from tests.compiler.reading import as_read, on_onnxruntime, parsed, random_feeds, sources
+from whimbrel_server.compiler import StepSpec, compile_step
 from whimbrel_server.compiler.errors import CompileError, UnsupportedOperator
 from whimbrel_server.compiler.grad import grad
 
@@ -62,6 +63,13 @@ def test_a_node_without_a_weight_behind_it_is_kept(case: str) -> None:
     graph = source.graph.export([*source.data, *source.weights.values()], {"g@": gradients["w"]}, "step")
     assert KEPT[case][0] in {f"{node.domain}.{node.op_type}".lstrip(".") for node in graph.graph.node}
     assert {entry.domain for entry in graph.opset_import} == {"", *(name.replace("_", ".") for name in KEPT[case][1])}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_kept_nodes_give_the_same_bytes_each_time(case: str) -> None:
+    model, spec = model_of(case), StepSpec("mse", "sgd", 2, train=("w",))
+    first, second = (compile_step(model, spec, on_onnxruntime).model for _ in range(2))
+    assert first.SerializeToString() == second.SerializeToString()
 
 
 @pytest.mark.parametrize("case", KEPT)

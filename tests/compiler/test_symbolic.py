@@ -143,3 +143,21 @@ def of_fixed_input(batch: int) -> onnx.ModelProto:
     graph = Graph()
     x = graph.input("x", FLOAT, (2, 3))
     return graph.export([x], {"y": x.reshape([1, 6]).expand([batch, 6])}, "step")
+
+
+def test_a_model_with_a_batch_of_its_own_is_refused() -> None:
+    body = WORDS.replace("int64[N,6]", "int64[4,6]").replace("float[N,6,3]", "float[4,6,3]")
+    with pytest.raises(CompileError, match=r"symbolic-batch: the model takes no batch of \d+: batch:"):
+        compile_step(filled(body), replace(STEPS["words"][1], symbolic=True))
+
+
+def test_given_shapes_grow_where_the_batch_stands() -> None:
+    """A symbol that is the batch, a size without name; but no size that only happens to be as large."""
+    body = """net (float[batch,8] x, float[3,batch,8] state, float[2,rest,8] memory, float[3,4,8] fixed) => (float[batch,2] y)
+      <float[8,2] w> { s = ReduceMax <axes=[0], keepdims=0> (state)  m = ReduceMax <axes=[0], keepdims=0> (memory)
+        f = ReduceMax <axes=[0, 1], keepdims=0> (fixed)  a = Sum (x, s, m, f)  y = MatMul (a, w) }"""
+    model = filled(body)
+    model.graph.input[2].type.tensor_type.shape.dim[1].ClearField("dim_param")
+    dims = {"state": (3, 4, 8), "memory": (2, 4, 8), "fixed": (3, 4, 8)}
+    step = compile_step(model, StepSpec("mse", "sgd", 4, dims=dims, symbolic=True))
+    assert [b.shape for b in step.inputs if b.role == "data"] == [(-1, 8), (3, -1, 8), (2, -1, 8), (3, 4, 8)]

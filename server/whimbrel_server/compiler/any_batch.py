@@ -7,6 +7,7 @@ from typing import TypeVar
 import onnx
 
 from whimbrel_server.compiler.contract import ANY, Binding, CompiledStep, StepSpec
+from whimbrel_server.compiler.errors import CompileError
 from whimbrel_server.compiler.inputs import dims_at
 from whimbrel_server.compiler.nested import all_graphs
 from whimbrel_server.compiler.symbolic import generalise
@@ -20,7 +21,7 @@ def for_any_batch(compiled: Callable[[StepSpec], Step], model: onnx.ModelProto, 
     Raises CompileError ("symbolic-batch") where the graph's form depends on the batch.
     """
     step = compiled(spec)
-    general = generalise(lambda batch: compiled(_at(spec, model, batch)).model, spec.batch)
+    general = generalise(lambda batch: _sized(compiled, model, spec, batch), spec.batch)
     graph = general.graph
     return replace(
         step,
@@ -31,8 +32,12 @@ def for_any_batch(compiled: Callable[[StepSpec], Step], model: onnx.ModelProto, 
     )
 
 
-def _at(spec: StepSpec, model: onnx.ModelProto, batch: int) -> StepSpec:
-    return replace(spec, batch=batch, dims=dims_at(model.graph.input, spec.dims, spec.batch, batch))
+def _sized(compiled: Callable[[StepSpec], Step], model: onnx.ModelProto, spec: StepSpec, batch: int) -> onnx.ModelProto:
+    dims = dims_at(model.graph.input, spec.dims, spec.batch, batch)
+    try:
+        return compiled(replace(spec, batch=batch, dims=dims)).model
+    except CompileError as error:  # the step for the batch that was asked for compiled: it is the size that is at fault
+        raise CompileError("symbolic-batch", f"the model takes no batch of {batch}: {error}") from error
 
 
 def _open(binding: Binding, info: onnx.ValueInfoProto) -> Binding:

@@ -51,17 +51,17 @@ def read_inputs(
 
 
 def dims_at(infos: Iterable[onnx.ValueInfoProto], dims: Dims, old: int, new: int) -> dict[str, list[int]]:
-    """The same shapes for another batch: `new` in place of `old` where a shape's first size is open, and wherever the
-    same symbol stands."""
+    """The same shapes for another batch: `new` in place of `old` wherever the batch's symbol stands, and at the first
+    open size of each shape."""
     found, listed = {name: list(shape) for name, shape in dims.items()}, list(infos)
     symbols = {dim.dim_param for info in listed for dim in info.type.tensor_type.shape.dim[:1]} - {""}
     for info in listed:
         shape = found.get(info.name, [])
-        declared = info.type.tensor_type.shape.dim[: len(shape)]
-        for axis, dim in enumerate(declared):
-            leads = axis == 0 and dim.dim_value <= 0
-            if shape[axis] == old and (leads or dim.dim_param in symbols):
-                shape[axis] = new
+        declared = list(info.type.tensor_type.shape.dim[: len(shape)])
+        nameless = [axis for axis, dim in enumerate(declared) if dim.dim_value <= 0 and not dim.dim_param]
+        named = [axis for axis, dim in enumerate(declared) if dim.dim_param in symbols]
+        for axis in (*named, *nameless[:1]):
+            shape[axis] = new if shape[axis] == old else shape[axis]
     return found
 
 

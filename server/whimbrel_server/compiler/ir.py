@@ -9,6 +9,7 @@ model reading belongs here.
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -253,7 +254,7 @@ class Graph:
             found = shape_inference.infer_node_outputs(
                 defs.get_schema(name, OPSET, ""),
                 proto,
-                {key: helper.make_tensor_type_proto(elem_type(v), v.shape) for key, v in known.items()},
+                {key: _type_proto(elem_type(v), v.shape) for key, v in known.items()},
                 {
                     key: numpy_helper.from_array(v.data)
                     for key, v in known.items()
@@ -337,6 +338,12 @@ def _check_body(body: Body, captured: Sequence[Value]) -> None:
     known = {*body.inputs, *captured, *(value for node in inner for value in node.outs)}
     read = [value for node in inner for value in node.ins if value is not None and value.data is None]
     assert known.issuperset(read), "the body reads a value that is not listed as captured"
+
+
+@lru_cache(maxsize=4096)
+def _type_proto(kind: int, shape: tuple[int, ...]) -> onnx.TypeProto:
+    """Made once for each type: onnx's inference only reads it."""
+    return helper.make_tensor_type_proto(kind, shape)
 
 
 def _adjacent_runs(axes: Sequence[int]) -> list[list[int]]:

@@ -27,7 +27,7 @@ def generalise(compiled: Callable[[int], ModelProto], batch: int) -> ModelProto:
 
     Raises CompileError ("symbolic-batch") where the form of the graph depends on the batch.
     """
-    primes = [n for n in range(max(batch, 5), 4 * max(batch, 5) + 50) if all(n % d for d in range(2, int(n**0.5) + 1))]
+    primes = [n for n in range(max(batch, 7), 4 * max(batch, 7) + 50) if all(n % d for d in range(2, int(n**0.5) + 1))]
     for attempt in range(ATTEMPTS):  # a size that equals one of the model's own lets two things look alike
         sizes = primes[3 * attempt : 3 * attempt + 3]
         try:
