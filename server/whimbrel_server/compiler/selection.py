@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from whimbrel_server.compiler.errors import CompileError
 from whimbrel_server.compiler.nested import reads, subgraphs
@@ -57,6 +57,7 @@ NORMALISATIONS = (
     "LayerNormalization",
     "RMSNormalization",
 )
+MASKED = -1e4  # no trained weight is as low; the least of what exporters write for minus infinity in half precision
 # Through these a weight reaches its use, and a product its bias.
 RESHAPING = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
@@ -144,8 +145,15 @@ class Uses:
         return found
 
     def candidates(self) -> list[str]:
-        """All but scalars."""
-        return [name for name, tensor in self.tensors.items() if tensor.dims]
+        """All but scalars, single factors and masks: the numbers of a formula, which are trained only by exact name."""
+        return [name for name, tensor in self.tensors.items() if tensor.dims and not self._in_formula(name)]
+
+    def _in_formula(self, name: str) -> bool:
+        """A factor is one number in a product or quotient, a mask has entries that stand for minus infinity."""
+        tensor, ops = self.tensors[name], {node.op_type for node in self.users.get(name, ())}
+        if ops <= {"Div", "Mul"} and set(tensor.dims) == {1}:
+            return True
+        return ops <= {"Add", "Where"} and bool((numpy_helper.to_array(tensor) <= MASKED).any())
 
     def used_by(self, node: onnx.NodeProto) -> list[str]:
         """The weights among a node's operands."""
