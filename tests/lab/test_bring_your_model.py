@@ -13,7 +13,8 @@ from whimbrel_lab.cli import main
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests/data"
-BLOCKS = re.findall(r"^(?:<!-- ([^\n]*) -->\n)?```(\w+)\n(.*?)^```\n", (ROOT / "docs/bring-your-model.md").read_text(), re.M | re.S)
+PAGE = (ROOT / "docs/bring-your-model.md").read_text()
+BLOCKS = re.findall(r"^(?:<!-- ([^\n]*) -->\n)?```(\w+)\n(.*?)^```\n", PAGE, re.M | re.S)
 NUMBERS = re.compile(r"\d[\d.,]*(e[+-]?\d+)?")
 
 
