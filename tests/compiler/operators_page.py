@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from onnx import defs
 
@@ -83,7 +84,12 @@ def rule(op: str) -> str:
     if op in STOPS:
         return f"none: {STOPS[op]}"
     ways = [(word, table[op]) for word, table in (("lowered", LOWERINGS), ("gradient", RULES)) if op in table]
-    return ", ".join(f"{word} (`{way.__module__.rpartition('.')[2]}`)" for word, way in ways) or "resolved while reading"
+    return ", ".join(f"{word} (`{_home(way).rpartition('.')[2]}`)" for word, way in ways) or "resolved while reading"
+
+
+def _home(way: Any) -> str:
+    """The module of a rule, or of what a partial rule is a part of."""
+    return str(getattr(way, "func", way).__module__)
 
 
 def _figure(error: float | None) -> str:
