@@ -108,6 +108,37 @@ def test_a_layer_used_twice_moves_its_statistics_twice() -> None:
     np.testing.assert_allclose(outputs["v_v@new"], 0.81 * start["v_v"] + 0.09 * var1 + 0.1 * var2, rtol=1e-4)
 
 
+def two_layers(first: str, second: str) -> onnx.ModelProto:
+    weights = ", ".join(f"float[3] {name}" for name in ("s_s", "b", "m", "v_v", "t_s", "c", "n", "u_v"))
+    body = f"a = BatchNormalization (x, {first})  t = Tanh (a)  y = BatchNormalization (t, {second})"
+    return filled(f"net (float[N,3] x) => (float[N,3] y) <{weights}> {{ {body} }}")
+
+
+@pytest.mark.parametrize("second", ["t_s, c, m, u_v", "t_s, c, n, v_v", "t_s, m, n, u_v", "t_s, c, n, n"])
+def test_statistics_that_a_file_stores_together_are_refused(second: str) -> None:
+    """What starts equal must move apart; frozen it may stay together."""
+    model = two_layers("s_s, b, m, v_v", second)
+    with pytest.raises(CompileError) as caught:
+        compile_step(model, SPEC)
+    assert caught.value.code == "batch-norm"
+    assert compile_step(model, replace(SPEC, batch_norm="frozen")).parameters
+    assert compile_step(two_layers("s_s, b, m, v_v", "t_s, c, n, u_v"), SPEC).running
+
+
+@pytest.mark.parametrize("mode", ["frozen", "train"])
+def test_statistics_that_are_no_weights_stay(mode: Any) -> None:
+    """Filled by a node, and large enough not to be folded: still constants, and equal ones at that."""
+    body = "m = ConstantOfShape (size)  z = MatMul (x, w)  y = BatchNormalization (z, g_s, b, m, m)"
+    weights = "int64[1] size = {100}, float[3,100] w, float[100] g_s, float[100] b"
+    model = filled(f"net (float[N,3] x) => (float[N,100] y) <{weights}> {{ {body} }}")
+    step = compile_step(model, replace(SPEC, batch_norm=mode))
+    assert not step.running
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    start, y = initial_parameters(model, step), stock(model)({"x": x})["y"]
+    feeds = {"x": x, "@label": np.zeros_like(y), "@weight": np.ones(5, np.float32), "@lr": np.array(0.0, np.float32)}
+    assert stock(step.model)({**feeds, **start})["@loss"] == pytest.approx((y**2).mean(), rel=1e-5)
+
+
 def test_evaluation_uses_the_running_statistics_as_the_published_model_does() -> None:
     step, evaluation = compile_step(MODEL, SPEC), compile_eval(MODEL, SPEC)
     feeds = batch()

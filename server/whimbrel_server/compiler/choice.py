@@ -18,7 +18,7 @@ from whimbrel_server.compiler.inputs import check_name
 from whimbrel_server.compiler.nested import reads
 from whimbrel_server.compiler.prepare import flatten
 from whimbrel_server.compiler.reader import output_name
-from whimbrel_server.compiler.selection import leading_to, matches, trainable_names, weights_of
+from whimbrel_server.compiler.selection import Uses, leading_to, matches, trainable_names, weights_of
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,29 @@ def moving_statistics(graph: onnx.GraphProto, trained: Iterable[str], output: st
     """The running means and variances of the batch normalisations that see anything trained.
 
     Below the first trained weight nothing moves: there the statistics that the model came with are the right ones.
+    Raises CompileError ("batch-norm") for one that something else uses as well.
     """
-    weights, live, found = weights_of(graph), set(trained), list[str]()
+    uses, weights, live, found = Uses(graph), weights_of(graph), set(trained), list[str]()
     for node in leading_to(graph, output):
         if live.isdisjoint(reads(node)):
             continue
         live.update(node.output)
         if node.op_type == "BatchNormalization" and weights.keys() >= set(node.input[3:5]):
+            _check_statistics(uses, node)
             found += node.input[3:5]
     return list(dict.fromkeys(found))
+
+
+def _check_statistics(uses: Uses, layer: onnx.NodeProto) -> None:
+    """Exporters store equal tensors once; what starts equal must still move apart."""
+    operands = list(layer.input[1:5])
+    for name in operands[2:]:
+        shared = [node for node in uses.users[name] if list(node.input[1:5]) != operands]
+        if shared or operands.count(name) > 1:
+            where = [node.name or node.output[0] for node in (layer, *shared)]
+            raise CompileError(
+                "batch-norm", f"{name!r} is not only the running statistic of one layer: nodes {where!r}; store it apart"
+            )
 
 
 def is_local(name: str, spec: StepSpec) -> bool:

@@ -23,7 +23,8 @@ def lower_batch_normalization(
     The batch's statistics are used where the graph trains and the running ones are its inputs.
     """
     epsilon = attrs.get("epsilon", EPSILON)
-    if not graph.training or mean.data is not None or variance.data is not None:
+    moving = all(value.node is None and graph.trains([value]) for value in (mean, variance))
+    if not graph.training or not moving:
         return graph.op("BatchNormalization", x, scale, bias, mean, variance, epsilon=epsilon), mean, variance
     return _by_batch(graph, (x, scale, bias), (mean, variance), epsilon, attrs.get("momentum", MOMENTUM))
 
