@@ -41,14 +41,21 @@ def test_unknown_operator_names_itself_the_node_the_weight_and_the_suffix() -> N
     assert (caught.value.code, caught.value.op, caught.value.node) == ("unsupported-operator", "custom.Sharpen", "norm1")
     assert caught.value.trainable == ("side", "late")
     assert caught.value.path == ("norm1", "c", "early")
-    for part in ("Sharpen", "'norm1' <- 'c' <- 'early'", "train=['side', 'late']", "2 weights of 8 numbers in 2 nodes"):
+    for part in (
+        "Sharpen",
+        "'norm1' <- 'c' <- 'early'",
+        "train=['side', 'late']",
+        "2 weights of 8 numbers in 2 nodes",
+        "train=['last:2']",
+    ):
         assert part in str(caught.value)
 
 
 def test_the_suggested_suffix_compiles() -> None:
-    step = compile_step(text_model(THREE_LAYERS), replace(SPEC, train=("side", "late")))
-    assert [p.name for p in step.parameters] == ["side", "late"]
-    assert step.frozen == ("early",)
+    for train in (("side", "late"), ("last:2",)):
+        step = compile_step(text_model(THREE_LAYERS), replace(SPEC, train=train))
+        assert [p.name for p in step.parameters] == ["side", "late"]
+        assert step.frozen == ("early",)
 
 
 def test_an_attribute_without_a_gradient_is_refused_with_its_reason() -> None:

@@ -18,6 +18,7 @@ from whimbrel_server.compiler.ir import Value
 from whimbrel_server.compiler.objective import Objective, objective
 from whimbrel_server.compiler.prepare import prepare
 from whimbrel_server.compiler.reader import Reading, Source, read
+from whimbrel_server.compiler.selection import last_layers
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def differentiate(model: onnx.ModelProto, spec: StepSpec, training: bool, run: R
             done = _attempt(prepared, spec, choice, training, run)
         except UnsupportedOperator as refusal:
             if not _gives_way(spec) or not refusal.trainable:
-                raise
+                raise refusal.advised(last_layers(prepared.graph, refusal.trainable, spec.output)) from None
             choice, lost = _without(choice, refusal.trainable)
             given_up += lost
             continue

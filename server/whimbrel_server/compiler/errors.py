@@ -46,6 +46,12 @@ class UnsupportedOperator(CompileError):
         self.path = tuple(path)
         self.trainable = tuple(trainable)
 
+    def advised(self, layers: int) -> "UnsupportedOperator":
+        """This error with a shorter way to name what can be trained: that many layers, counted from the end."""
+        if layers:
+            self.args = (f"{self}; or train=['last:{layers}']",)
+        return self
+
 
 def _advice(trainable: Mapping[str, int], nodes: int) -> str:
     """What can be trained instead: names and element counts of the weights, and how many nodes depend on them."""

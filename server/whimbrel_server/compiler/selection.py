@@ -7,7 +7,7 @@ model; how they are read or differentiated is not known here.
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -214,6 +214,12 @@ def layers(uses: Uses, output: str | None = None) -> list[list[str]]:
             above += names
             layer_of.update(dict.fromkeys(node.output, above))
     return found
+
+
+def last_layers(graph: onnx.GraphProto, names: Container[str], output: str | None = None) -> int:
+    """The largest K for which "last:K" selects `names` only."""
+    found = layers(Uses(graph), output)
+    return next((k for k, layer in enumerate(reversed(found)) if any(name not in names for name in layer)), len(found))
 
 
 def leading_to(graph: onnx.GraphProto, output: str | None) -> list[onnx.NodeProto]:
