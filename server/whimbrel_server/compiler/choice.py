@@ -12,7 +12,7 @@ import onnx
 from whimbrel_server.compiler.adapters import find_adapters
 from whimbrel_server.compiler.constants import write_out
 from whimbrel_server.compiler.contract import Adapter, StepSpec
-from whimbrel_server.compiler.errors import CompileError
+from whimbrel_server.compiler.errors import LISTED, CompileError
 from whimbrel_server.compiler.heads import with_head
 from whimbrel_server.compiler.inputs import check_name
 from whimbrel_server.compiler.nested import reads
@@ -55,7 +55,9 @@ def choose(prepared: onnx.ModelProto, spec: StepSpec, new: Sequence[str]) -> Cho
         check_name(name)
     trained = (*own, *(name for adapter in adapters for name in adapter.trained))
     if not trained:
-        raise CompileError("nothing-to-train", f"train={spec.train!r} selects none of {list(weights_of(prepared.graph))}")
+        names = list(weights_of(prepared.graph))
+        more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+        raise CompileError("nothing-to-train", f"train={spec.train!r} selects none of {names[:LISTED]!r}{more}")
     return Choice(trained, adapters)
 
 
