@@ -13,11 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -32,7 +32,7 @@ from whimbrel_server import compiler
 
 BATCH, RATE, SEED = 32, 0.01, 7
 TURNS, TURN_S, WARMING = 11, 0.25, 3
-SIDE = 512  # of the plain product's matrices: 0.27 billion operations
+SIDE, PRODUCTS = 512, 4  # the plain products' matrices (0.27 billion operations each), and how many a turn
 CLOSE = 2e-3  # how far apart the two sides' losses may be after the warming steps, relative
 
 
@@ -49,8 +49,9 @@ class Options:
 class _Worker:
     """A process that takes steps on request."""
 
-    def __init__(self, command: Sequence[str]) -> None:
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, command: Sequence[str], path: Sequence[str] = ()) -> None:
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(path)} if path else None
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
     def steps(self, count: int) -> dict[str, float]:
         """Take `count` steps. Raises RuntimeError where the process has ended; its own words are on standard error."""
@@ -67,9 +68,8 @@ class _Worker:
         return answer
 
     def close(self) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait()
+        with self._process:  # closes the pipes and waits
+            pass
 
 
 def run(options: Options) -> list[dict[str, Any]]:
@@ -91,13 +91,13 @@ def _prepared(name: str, folder: Path) -> tuple[Path, Path]:
     x = rng.integers(0, VOCABULARY, shape) if bench.ids else rng.normal(size=shape).astype(np.float32)
     label = rng.integers(0, bench.classes, shape if bench.tokens else BATCH)
     plan, data = folder / f"{name}.plan", folder / f"{name}.npz"
-    plan.write_bytes(wire.encode(_plan(model, bench)))
+    plan.write_bytes(wire.encode(plan_of(model, bench)))
     arrays: dict[str, Any] = {"x": x, "label": label, "rate": RATE, **{f"w:{key}": array for key, array in weights.items()}}
     np.savez(data, **arrays)
     return plan, data
 
 
-def _plan(model: onnx.ModelProto, bench: Bench) -> PlanBody:
+def plan_of(model: onnx.ModelProto, bench: Bench) -> PlanBody:
     """What a device gets; it takes its running statistics for one more kind of state."""
     loss = "token_cross_entropy" if bench.tokens else "cross_entropy"
     step = compiler.compile_step(model, compiler.StepSpec(loss=loss, optimizer="sgd", batch=BATCH, batch_norm="train"))
@@ -113,65 +113,73 @@ def _binding(one: compiler.Binding) -> Binding:
 
 
 def _row(name: str, threads: int, files: tuple[Path, Path], options: Options) -> dict[str, Any]:
-    ours, theirs = _workers(name, threads, files, options)
-    product = _Product(threads)
+    workers = _workers(name, threads, files, options)
     try:
-        samples = _turns(name, ours, theirs, product)
+        samples = turns(name, workers, _product(threads))
     finally:
-        for worker in (ours, theirs):
-            if worker:
-                worker.close()
+        for worker in workers.values():
+            worker.close()
     return {"model": name, "threads": threads, **_summary(samples)}
 
 
-def _workers(name: str, threads: int, files: tuple[Path, Path], options: Options) -> tuple[_Worker, _Worker | None]:
+def _workers(name: str, threads: int, files: tuple[Path, Path], options: Options) -> dict[str, _Worker]:
     plan, data = (str(path) for path in files)
     low = "1" if options.low_memory else "0"
-    ours = _Worker([sys.executable, "-m", "whimbrel_lab.bench_worker", plan, data, str(threads), low])
-    if not options.torch:
-        return ours, None
-    script = str(Path(__file__).with_name("bench_torch.py"))
-    return ours, _Worker([options.torch, script, name, str(threads), data])
+    workers = {"ours": _Worker([sys.executable, "-m", "whimbrel_lab.bench_worker", plan, data, str(threads), low], sys.path)}
+    if options.torch:
+        script = str(Path(__file__).with_name("bench_torch.py"))
+        workers["torch"] = _Worker([options.torch, script, name, str(threads), data])
+    return workers
 
 
-class _Product:
-    """A plain product of square matrices on the same runtime: how fast the machine is while the others take their turns."""
+def _product(threads: int) -> Callable[[], float]:
+    """The seconds of a plain product of square matrices on the same runtime: how fast the machine is in this turn."""
+    shape = [SIDE, SIDE]
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("a", "b", "c")]
+    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "product", infos[:2], infos[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    how = ort.SessionOptions()
+    how.intra_op_num_threads = threads
+    session = ort.InferenceSession(model.SerializeToString(), how, providers=["CPUExecutionProvider"])
+    feeds = {name: np.random.default_rng(SEED).normal(size=shape).astype(np.float32) for name in ("a", "b")}
 
-    def __init__(self, threads: int) -> None:
-        shape = [SIDE, SIDE]
-        infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("a", "b", "c")]
-        graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "product", infos[:2], infos[2:])
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-        how = ort.SessionOptions()
-        how.intra_op_num_threads = threads
-        self._session = ort.InferenceSession(model.SerializeToString(), how, providers=["CPUExecutionProvider"])
-        self._feeds = {name: np.random.default_rng(SEED).normal(size=shape).astype(np.float32) for name in ("a", "b")}
-
-    def seconds(self, count: int) -> float:
+    def seconds() -> float:
         begin = time.perf_counter()
-        for _ in range(count):
-            self._session.run(None, self._feeds)
-        return (time.perf_counter() - begin) / count
+        for _ in range(PRODUCTS):
+            session.run(None, feeds)
+        return (time.perf_counter() - begin) / PRODUCTS
+
+    return seconds
 
 
-def _turns(name: str, ours: _Worker, theirs: _Worker | None, product: _Product) -> dict[str, list[dict[str, float]]]:
-    """The answers of all turns, per step, warmed up and of equal length."""
-    sides = {"ours": ours, **({"torch": theirs} if theirs else {})}
-    warm = {side: worker.steps(WARMING) for side, worker in sides.items()}
-    losses = [answer["loss"] for answer in warm.values()]
+class Side(Protocol):
+    """Takes so many steps; answers with `wall` and `busy` seconds, `loss`, `loaded_kb` and `peak_kb`."""
+
+    def steps(self, count: int) -> dict[str, float]: ...
+
+
+Samples = dict[str, list[dict[str, float]]]
+
+
+def turns(name: str, sides: Mapping[str, Side], product: Callable[[], float]) -> Samples:
+    """The answers of all turns, times per step; both sides are warmed up, and their turns are equally long.
+
+    Raises ArithmeticError where their losses are not the same, for then they do not do the same.
+    """
+    losses = [side.steps(WARMING)["loss"] for side in sides.values()]
     if max(losses) - min(losses) > CLOSE * max(losses):
         raise ArithmeticError(f"{name}: after {WARMING} steps the losses are {losses}")
-    counts = {side: max(1, round(TURN_S / worker.steps(1)["wall"])) for side, worker in sides.items()}
-    samples: dict[str, list[dict[str, float]]] = {side: [] for side in (*sides, "product")}
+    counts = {key: max(1, round(TURN_S / side.steps(1)["wall"])) for key, side in sides.items()}
+    samples: Samples = {key: [] for key in (*sides, "product")}
     for _ in range(TURNS):
-        for side, worker in sides.items():
-            answer = worker.steps(counts[side])
-            samples[side].append(answer | {key: answer[key] / counts[side] for key in ("wall", "busy")})
-        samples["product"].append({"wall": product.seconds(4)})
+        for key, side in sides.items():
+            answer = side.steps(counts[key])
+            samples[key].append(answer | {clock: answer[clock] / counts[key] for clock in ("wall", "busy")})
+        samples["product"].append({"wall": product()})
     return samples
 
 
-def _summary(samples: Mapping[str, list[dict[str, float]]]) -> dict[str, float]:
+def _summary(samples: Samples) -> dict[str, float]:
     """Times in ms, memory in MB over the process as just loaded; ratios are ours / torch."""
     ours = samples["ours"]
     found = {"ours_ms": 1e3 * _middle(ours, "wall"), "ours_mb": _memory(ours), "ours_all_mb": ours[-1]["peak_kb"] / 1024}

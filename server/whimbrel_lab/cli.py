@@ -58,8 +58,10 @@ def _window(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from whimbrel_lab import bench_kernels, bench_steps
+    from whimbrel_lab import bench_costs, bench_kernels, bench_steps
 
+    if arguments.what == "costs":
+        bench_costs.main()
     if arguments.what in ("all", "kernels"):
         bench_kernels.main()
     if arguments.what in ("all", "steps"):
@@ -168,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     codec.set_defaults(run=_codec)
     _add_check(commands)
     bench = commands.add_parser("bench", help="print speed ratios, each against its baseline in the same run")
-    bench.add_argument("what", nargs="?", choices=("all", "kernels", "steps"), default="all")
+    bench.add_argument("what", nargs="?", choices=("all", "kernels", "steps", "costs"), default="all")
     torch = os.environ.get("WHIMBREL_TORCH_PYTHON") or (sys.executable if importlib.util.find_spec("torch") else None)
     bench.add_argument(
         "--torch", metavar="PYTHON", default=torch, help="an interpreter that has torch ($WHIMBREL_TORCH_PYTHON)"

@@ -17,9 +17,12 @@ from whimbrel_server.compiler.rules.windows import Window, patches
 
 def as_product(x: Value, w: Value, bias: Value | None, window: Window, group: int) -> Value | None:
     """The convolution of `x [N, C, *spatial]` with `w [M, C / group, *kernel]`, or None where the kernel is faster."""
+    if not x.graph.trains([x, w]):  # with a constant weight the runtime packs the kernel beforehand
+        return None
     if group == 1 and window.taps == 1 and not window.padded:
         return _pointwise(x, w, bias, window)
-    if group == 1 and x.shape[1] <= costs.MOST_PATCHED_CHANNELS and x.shape[1] * window.taps <= 2 * w.shape[0]:
+    narrow = group == 1 and x.shape[1] <= costs.MOST_PATCHED_CHANNELS and x.shape[1] * window.taps <= 2 * w.shape[0]
+    if narrow and not x.graph.trains([x]):  # an input's gradient would have to be collected from the patches
         return _patched(x, w, bias, window)
     if group == x.shape[1] == w.shape[0]:
         blocks = _blocks(x.shape[2:], window)

@@ -3,8 +3,8 @@
 `whimbrel-lab bench costs` measures each limit's candidates again, on this machine and its runtime, and prints the best.
 """
 
-MOST_PATCHED_CHANNELS = 4  # an input of so few channels is collected into patches once, for forward and weight gradient
+MOST_PATCHED_CHANNELS = 4  # data of so few channels are collected into patches once, for forward and weight gradient
 LARGEST_BAND = 1024  # elements of a depthwise kernel's band matrix, one channel and block
-MOMENTS_PER_CHANNEL = 40  # K*K products of K inputs' moments are cheaper than so many passes over M outputs: K*K <= 40 M
+MOMENTS_PER_CHANNEL = 12  # K*K products of K inputs' moments are cheaper than passes over M outputs where K*K <= 12 M
 WIDE_CHANNELS = 16  # from here on one product per kernel tap beats collecting the patches for a weight gradient ...
 PATCHES_IN_CACHE = 512 * 1024  # ... unless all patches together (floats) stay in the cache
