@@ -118,3 +118,12 @@ def test_trained_weights_have_their_shipped_values_when_something_is_run() -> No
     model.graph.output[0].type.tensor_type.shape.dim.add(dim_param="columns")
     assert sources(model, ["w"], batch=2, run=run).output.shape == (2, 3)
     np.testing.assert_array_equal(seen[0]["w"][0], np.float32([0.5, -1.0, 0.3]))
+
+
+def test_the_length_of_a_sequence_that_data_decide_is_found_when_it_runs() -> None:
+    body = """(float[2,4] x) => (y) <float zero = {0.0}> {
+      m = ReduceSum <keepdims=0> (x)  p = Greater (m, zero)  i = Cast <to=7> (p)  q = SequenceConstruct (x, x)
+      e = SequenceErase (q, i)  l = SequenceLength (e)  f = Cast <to=1> (l)  y = Mul (x, f) }"""
+    model = parsed(body)
+    source, feeds = sources(model, batch=2), random_feeds(model)
+    np.testing.assert_array_equal(as_read(source, model, feeds), stock(model)(feeds)["y"])

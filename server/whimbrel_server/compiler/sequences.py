@@ -69,8 +69,11 @@ RULES: dict[str, Callable[..., Resolved]] = {
     "SequenceLength": lambda graph, items: graph.constant(np.array(len(items), np.int64)),
     "SplitToSequence": _split,
 }
+MAKERS = ("SequenceConstruct", "SequenceEmpty", "SplitToSequence")  # all others read a sequence first
 
 
 def resolve(graph: Graph, op: str, ins: Sequence[Operand], attrs: dict[str, Any]) -> Resolved:
     """The tensors that a sequence operator gives, or None where only a run can tell."""
+    if op not in MAKERS and not isinstance(ins[0], tuple):
+        return None
     return RULES[op](graph, *ins, **attrs)
