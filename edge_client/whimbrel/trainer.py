@@ -317,7 +317,7 @@ def open_graph(
     # A pattern would hold one block for all tensors beside the arena that the first run filled; planned reuse keeps large
     # buffers for small tensors, which the arena does better.
     options.enable_mem_pattern = options.enable_mem_reuse = False
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL  # frozen convolutions gain three times
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would burn battery
     buffers = _values(list(frozen.values()))
     if buffers:
