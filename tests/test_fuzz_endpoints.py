@@ -225,10 +225,10 @@ def test_models() -> None:
     settings = TaskSettings.from_json(SETTINGS)
 
     def parse(data: bytes) -> None:
-        plan = plans.draft(data, settings, FLEET, "digits", 0)
+        plan = plans.draft(data, settings, FLEET, "digits", 0).plan
         assert Plan.decode(plan.signed_bytes() + bytes(64)) == plan
         first = aggregate.first_version(plans.first_parameters(data, settings))
-        plans.inference_model(data, aggregate.parameters(first.state))
+        plans.inference_model(data, settings, aggregate.parameters(first.state))
 
     assert fuzz(st.just(model()), parse) > EXAMPLES // 2
 

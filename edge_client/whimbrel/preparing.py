@@ -7,6 +7,7 @@ happens later, these words or none are masked.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -29,7 +30,7 @@ from whimbrel_protocol.primitives import sha256, stream, th, u64
 from whimbrel_protocol.signed import Plan, VersionHeader, lane_hash
 from whimbrel_protocol.trust import accept_plan, demand
 
-METRICS = {"loss", "accuracy", WITHIN_CLIP}
+_METRICS = re.compile(f"loss|accuracy|mae|top[0-9]+|{WITHIN_CLIP}")
 """What a plan may ask a device to measure."""
 
 _UNIFORM_BITS = 24
@@ -114,7 +115,7 @@ def _base(device: Device, assignment: Assignment) -> Script[Base]:
     demand(plan.masked, Code.PLAN_UNSUPPORTED, "this client sends no update without masks")
     body = wire.decode(plan.body, PlanBody)
     base = Base(assignment, plan, body, header, Encoding.of(plan, body, header))
-    unknown = {one.name for one in body.metrics} - METRICS
+    unknown = {one.name for one in body.metrics if not _METRICS.fullmatch(one.name)}
     demand(not unknown, Code.PLAN_UNSUPPORTED, f"metrics that this client does not know: {', '.join(sorted(unknown))}")
     _demand_below_cap(device, base)
     return base

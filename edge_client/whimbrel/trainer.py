@@ -101,14 +101,11 @@ class Trainer:
         return tuple(value.copy() for value in self._graph.local())
 
     def measured(self) -> Measured:
-        """Return the update with what a plan may ask for beside it: `loss` and, where counted, `accuracy` in the first epoch.
+        """Return the update with what a plan may ask for beside it: `loss` and what else the graph counts, in the first epoch.
 
         Raises ProtocolError 503 as `update` does.
         """
-        means = _metrics(self._sums) if _WEIGHT_SUM in self._sums else None
-        named = {"loss": means.loss, "accuracy": means.accuracy} if means else {}
-        found = {name: value for name, value in named.items() if value is not None}
-        return Measured(self.update(), self._examples.count, found)
+        return Measured(self.update(), self._examples.count, _means(self._sums) if _WEIGHT_SUM in self._sums else {})
 
     def save(self) -> bytes:
         """Return a checkpoint: everything that `resume` needs to go on as if nothing had happened."""
@@ -295,9 +292,16 @@ class Evaluator:
 
 
 def _metrics(totals: Mapping[str, float]) -> Metrics:
+    means = _means(totals)
+    return Metrics(means["loss"], means.get("accuracy"), totals[_WEIGHT_SUM])
+
+
+def _means(totals: Mapping[str, float]) -> dict[str, float]:
+    """Weighted means of the sums that a graph counts, by the names that a plan has for them."""
     weight = max(totals[_WEIGHT_SUM], 1e-12)
-    correct = totals.get("@correct_sum")
-    return Metrics(totals["@loss_sum"] / weight, None if correct is None else correct / weight, totals[_WEIGHT_SUM])
+    words = {"correct": "accuracy", "abs_error": "mae"}
+    kinds = {name.removeprefix("@").removesuffix("_sum"): total for name, total in totals.items() if name != _WEIGHT_SUM}
+    return {words.get(kind, kind): total / weight for kind, total in kinds.items()}
 
 
 def open_graph(

@@ -77,8 +77,8 @@ class Encoding:
         within = body.clip_min <= header.clip <= body.clip_max
         demand(within, Code.BAD_SPEC, f"clip {header.clip} is outside the plan's {body.clip_min} to {body.clip_max}")
         made = cls(plan.spec(header.scale), body.metrics, body.rotate, body.weight_max, header.clip)
-        size = sum(prod(one.shape) for one in body.inputs if one.role == "param")
-        fits = f"{made.metric_lanes} lanes of metrics and {size} trained parameters, the plan's head says {plan.d}"
+        size = sum(prod(one.shape) for one in body.shared)
+        fits = f"{made.metric_lanes} lanes of metrics and {size} shared parameters, the plan's head says {plan.d}"
         demand(made.metric_lanes + size == plan.d and size > 0, Code.PLAN_UNSUPPORTED, fits)
         return made
 

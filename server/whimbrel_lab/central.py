@@ -43,7 +43,7 @@ def central_accuracy(model: bytes, settings: TaskSettings, train: Examples, test
     A leg is five epochs at the settings' rate, halved after each leg that brings no better accuracy on `train`.
     """
     settings = msgspec.structs.replace(settings, batch=BATCH)
-    body = wire.decode(plans.draft(model, settings, bytes(16), "central", 0).body, PlanBody)
+    body = wire.decode(plans.draft(model, settings, bytes(16), "central", 0).plan.body, PlanBody)
     columns, held_out = _columns(train, body), _columns(test, body)
     parameters: tuple[Float32, ...] = tuple(parameters_of(model, settings))
     evaluator, scores, best, stale = Evaluator(body), list[float](), 0.0, 0

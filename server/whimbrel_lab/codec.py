@@ -134,7 +134,7 @@ def train(options: Options) -> Float32:
     """The updates of devices that train the model alone, from its shipped weights: float32 [devices, parameters]."""
     model = options.model.read_bytes()
     settings = TaskSettings.from_json({**SETTINGS.to_json(), "loss": options.loss})
-    body = wire.decode(plans.draft(model, settings, bytes(16), "codec", 0).body, PlanBody)
+    body = wire.decode(plans.draft(model, settings, bytes(16), "codec", 0).plan.body, PlanBody)
     base = tuple(plans.first_parameters(model, settings).values())
     updates = []
     for number, part in enumerate(_parts(options, body)):

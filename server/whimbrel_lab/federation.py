@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -21,6 +20,7 @@ from whimbrel_lab import digits, faults, models
 from whimbrel_lab.device import Devices, Spec
 from whimbrel_lab.proof import Proof, prove
 from whimbrel_lab.world import World
+from whimbrel_server import setting_words
 from whimbrel_server.settings import TaskSettings
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -74,7 +74,7 @@ class Federation:
         self.world.start()
         model = self._directory / "model.onnx"
         model.write_bytes(self.job.model)
-        self.world.create_task(TASK, model, *_options(self.settings))
+        self.world.create_task(TASK, model, *setting_words.options(self.settings))
         self.devices = Devices(self._specs())
         self.devices.start()
 
@@ -144,14 +144,3 @@ class Federation:
         """End devices and services, in that order."""
         self.devices.stop()
         self.world.stop()
-
-
-def _options(settings: TaskSettings) -> list[str]:
-    """Return the command line of `task create` that says what differs from the defaults."""
-    options = []
-    for setting in msgspec.structs.fields(TaskSettings):
-        value = getattr(settings, setting.name)
-        if value != setting.default:
-            shown = ",".join(value) if isinstance(value, tuple) else value
-            options += [f"--{setting.name.replace('_', '-')}", str(shown)]
-    return options

@@ -26,7 +26,7 @@ from whimbrel_server import plans
 from whimbrel_server.fleet import Fleet
 from whimbrel_server.ingest.workers import Workers
 from whimbrel_server.rounds import aggregate, headers
-from whimbrel_server.rounds.aggregate import ModelState, Published, WindowTotal
+from whimbrel_server.rounds.aggregate import ModelState, Published, Statistics, WindowTotal
 from whimbrel_server.settings import TaskSettings
 from whimbrel_server.storage.protocols import Blobs, Rounds
 from whimbrel_server.storage.records import TaskRecord, VersionRecord, WindowRecord
@@ -43,6 +43,7 @@ class LiveTask:
     plan_ref: m.BlobRef
     version: VersionRecord
     model: ModelState
+    statistics: Statistics
 
     @property
     def header(self) -> VersionHeader:
@@ -85,7 +86,7 @@ class Catalogue:
     def __init__(self, rounds: Rounds, blobs: Blobs, workers: Workers, fleet: Fleet) -> None:
         self._rounds, self._blobs, self._workers, self._fleet = rounds, blobs, workers, fleet
         self.live: dict[str, LiveTask] = {}
-        # What devices may fetch: plans, snapshots and deltas. All else in the blobs is the server's own.
+        # What devices may fetch: plans, their fixed tensors, snapshots and deltas. All else in the blobs is the server's own.
         self.served: set[bytes] = set()
 
     # --- a new task -------------------------------------------------------------------------------------------------
@@ -103,8 +104,9 @@ class Catalogue:
         made = await self._workers.pinned(model).run(
             lambda: plans.draft(source, settings, self._fleet.id, name, int(now)),
         )
-        plan = await self._blobs.put(made.signed_bytes())
-        record = TaskRecord(name, settings.to_json(), model, plan, now)
+        plan = await self._blobs.put(made.plan.signed_bytes())
+        fixed = None if made.fixed is None else await self._blobs.put(made.fixed)
+        record = TaskRecord(name, settings.to_json(), model, plan, now, fixed_sha256=fixed)
         await self._rounds.create_task(record)
         return record
 
@@ -125,11 +127,14 @@ class Catalogue:
         header = headers.first_header(settings, first.state.master.size)
         version = await self._version_record(plan, header, first, (), now)
         await self._rounds.sign_task(name, plan_sha256, version)
-        self.served |= {plan_sha256, *_fetched(version)}
-        ref = m.BlobRef(plan_sha256, len(signed))
-        body = wire.decode(plan.body, m.PlanBody)
-        task = self.live[name] = LiveTask(name, settings, plan, body, ref, version, first.state)
-        return task
+        self.served |= {plan_sha256, *_fixed(record), *_fetched(version)}
+        return self._live(record, plan, m.BlobRef(plan_sha256, len(signed)), version, first.state)
+
+    def _live(self, record: TaskRecord, plan: Plan, ref: m.BlobRef, version: VersionRecord, model: ModelState) -> LiveTask:
+        body, settings = wire.decode(plan.body, m.PlanBody), TaskSettings.from_json(record.settings)
+        found = LiveTask(record.name, settings, plan, body, ref, version, model, plans.statistics(body))
+        self.live[record.name] = found
+        return found
 
     async def record(self, name: str) -> TaskRecord:
         """Return a task. Raises RuleError UNKNOWN_TASK."""
@@ -151,20 +156,17 @@ class Catalogue:
         """Bring a task back as it was published last. Raises RuleError DATA_DAMAGED or UNKNOWN_BLOB."""
         signed = await self._blobs.get(record.plan_sha256)
         plan = Plan.decode(signed)
-        body = wire.decode(plan.body, m.PlanBody)
-        shapes = plans.shapes(body)
+        shapes = plans.shapes(wire.decode(plan.body, m.PlanBody))
         master, snapshot = await self._blobs.get(version.master), await self._blobs.get(version.snapshot)
         model = await self._workers.pinned(version.snapshot).run(
             lambda: aggregate.load_state(version.version, shapes, master, snapshot, version.chain_head)
         )
         if model.model_hash != version.model_hash:
             raise RuleError(Code.DATA_DAMAGED, f"version {version.version} of {record.name} is not the model that it was")
-        self.served.add(record.plan_sha256)
+        self.served |= {record.plan_sha256, *_fixed(record)}
         for each in await self._rounds.versions(record.name):
             self.served |= _fetched(each)
-        settings, ref = TaskSettings.from_json(record.settings), m.BlobRef(record.plan_sha256, len(signed))
-        task = self.live[record.name] = LiveTask(record.name, settings, plan, body, ref, version, model)
-        return task
+        return self._live(record, plan, m.BlobRef(record.plan_sha256, len(signed)), version, model)
 
     async def _lattice(self, version: VersionRecord, shapes: Mapping[str, tuple[int, ...]]) -> Lattice:
         snapshot = await self._blobs.get(version.snapshot)
@@ -178,7 +180,7 @@ class Catalogue:
         totals = [await self._total(task, window) for window in windows]
         older = await self._older(task)
         made = await self._workers.pinned(task.version.snapshot).run(
-            lambda: aggregate.next_version(task.model, totals, task.encoding, task.settings, older)
+            lambda: aggregate.next_version(task.model, totals, task.encoding, task.settings, older, task.statistics)
         )
         header = headers.next_header(task.settings, task.header, made.metrics, made.state.master.size)
         version = await self._version_record(task.plan, header, made, windows, now)
@@ -274,8 +276,12 @@ class Catalogue:
         lattice = await self._lattice(version, task.model.shapes)
         state = replace(task.model, version=number, lattice=lattice)
         return await self._workers.pinned(version.snapshot).run(
-            lambda: plans.inference_model(source, aggregate.parameters(state)),
+            lambda: plans.inference_model(source, task.settings, aggregate.parameters(state)),
         )
+
+
+def _fixed(record: TaskRecord) -> set[bytes]:
+    return set() if record.fixed_sha256 is None else {record.fixed_sha256}
 
 
 def _fetched(version: VersionRecord) -> set[bytes]:

@@ -15,14 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from whimbrel_protocol.errors import Code, ProtocolError
-from whimbrel_server import app, config, memory
+from whimbrel_server import app, config, memory, setting_words
 from whimbrel_server.admin_client import AdminClient
 from whimbrel_server.datadir import DataDir
 from whimbrel_server.logs import configure
-from whimbrel_server.settings import TaskSettings
 from whimbrel_server.setup import initialise
 
 Command = Callable[[argparse.Namespace], None]
@@ -84,26 +81,11 @@ def _check(arguments: argparse.Namespace) -> None:
 def _task_create(arguments: argparse.Namespace) -> None:
     client = AdminClient(DataDir(arguments.dir))
     blob = client.send("POST", "/v1/blobs", _read(arguments.model))
-    task = client.post("/v1/tasks", {"name": arguments.name, "model": blob["sha256"], **_settings(arguments)})
+    task = client.post("/v1/tasks", {"name": arguments.name, "model": blob["sha256"], **setting_words.given(arguments)})
     print(f"task {task['name']} is {task['state']}: let a plan signer sign its plan, then set it going:")
     print(f"  whimbrel-server task plan {task['name']} --out PLAN")
     print("  whimbrel-authority sign-plan AUTHORITY PLAN --out SIGNED")
     print(f"  whimbrel-server task sign {task['name']} SIGNED")
-
-
-def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that were given on the command line, each as its own type."""
-    given: dict[str, Any] = {}
-    for field in msgspec.structs.fields(TaskSettings):
-        text = getattr(arguments, field.name)
-        if text is None:
-            continue
-        value = text.split(",") if isinstance(field.default, tuple) else text
-        try:
-            given[field.name] = msgspec.convert(value, field.type, strict=False)
-        except msgspec.ValidationError as error:
-            raise ProtocolError(Code.CONFIGURATION, f"--{field.name.replace('_', '-')} {text}: {error}") from error
-    return given
 
 
 def _task_plan(arguments: argparse.Namespace) -> None:
@@ -253,9 +235,7 @@ def _add_task_commands(task: Any) -> None:
     create = _add(task, "create", _task_create, "compile a model into a task that waits for its signed plan")
     create.add_argument("name")
     create.add_argument("--model", type=Path, required=True, metavar="FILE", help="an ONNX file")
-    for field in msgspec.structs.fields(TaskSettings):
-        shown = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-        create.add_argument(f"--{field.name.replace('_', '-')}", dest=field.name, metavar="VALUE", help=f"default {shown!r}")
+    setting_words.add_options(create)
     plan = _add(task, "plan", _task_plan, "write a task's unsigned plan")
     plan.add_argument("name")
     plan.add_argument("--out", type=Path, required=True, metavar="FILE")

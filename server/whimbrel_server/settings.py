@@ -24,6 +24,8 @@ Seconds = Annotated[float, Meta(gt=0, le=30 * 86_400)]
 Positive = Annotated[float, Meta(gt=0, le=1e30)]
 NotNegative = Annotated[float, Meta(ge=0, le=1e30)]
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
+Measure = Annotated[str, Meta(pattern="^(loss|accuracy|mae|top([2-9]|[1-9][0-9]{1,3}))$")]
+"""A metric that can be added over steps and devices."""
 
 WORD_BYTES = 8
 
@@ -62,8 +64,14 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Everything about a task but its model.
 
     A round wants `contributions` (N) and is content with `contributions_min` at its deadline (0: three quarters of N); windows
-    have `window` members (K) or more. `rounds` is the number of versions to publish after the first (0: no end). An output ""
-    is the model's only one; `train` are patterns of parameter names.
+    have `window` members (K) or more. `rounds` is the number of versions to publish after the first (0: no end).
+
+    What is trained: an output "" is the model's only one; `dims` gives the shapes of inputs that the model leaves open,
+    `values` fixes scalar inputs; `train` are patterns of parameter names or words ("all", "auto", "last:K", "biases", "norms").
+    `freeze` "auto" gives up what lies before an operator without a gradient. A `lora_rank` above 0 puts adapters beside the
+    frozen weights that `lora_patterns` name, with `lora_alpha` (0: the rank); then `train` "*" alone adds nothing to them. A
+    `head` above 0 replaces the final product by one with so many classes. `local` are patterns of trained parameters that never
+    leave the device. `clip_norm` bounds the norm of each step's gradient (0: not), `clip` that of the update.
 
     With `rendezvous_s` windows open only at multiples of it on the clock (Unix seconds), so that devices that are seldom online
     meet: who joins is told when, sleeps without a connection, and returns. 0: as soon as enough are ready.
@@ -76,9 +84,19 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """
 
     loss: str = "softmax_cross_entropy"
-    optimizer: str = "sgd"
+    optimizer: Literal["sgd", "momentum", "nesterov", "adam", "adamw"] = "sgd"
     output: str = ""
+    dims: dict[str, tuple[Count, ...]] = {}
+    values: dict[str, float] = {}
     train: tuple[str, ...] = ("*",)
+    freeze: Literal["refuse", "auto"] = "refuse"
+    lora_rank: Annotated[int, Meta(ge=0, le=4096)] = 0
+    lora_alpha: NotNegative = 0.0
+    lora_patterns: tuple[str, ...] = ("*",)
+    lora_freeze_a: bool = False
+    head: Whole = 0
+    local: tuple[str, ...] = ()
+    batch_norm: Literal["frozen", "train"] = "frozen"
 
     contributions: Count = 32
     contributions_min: Whole = 0
@@ -101,6 +119,11 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     momentum: Fraction = 0.0
     mu: NotNegative = 0.0
     weight_decay: NotNegative = 0.0
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    eps: Positive = 1e-8
+    clip_norm: NotNegative = 0.0
+    label_smoothing: Fraction = 0.0
     clip: NotNegative = 0.0
     clip_quantile: Fraction = 0.0
     clip_rate: Annotated[float, Meta(ge=0, le=2)] = 0.2
@@ -118,7 +141,7 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     n_max: Annotated[int, Meta(ge=2, le=1024)] = 64
     scale: NotNegative = 1024.0
 
-    metrics: tuple[Literal["loss", "accuracy"], ...] = ()
+    metrics: tuple[Measure, ...] = ()
     metric_bits: Annotated[int, Meta(ge=1, le=32)] = 16
     loss_max: Annotated[float, Meta(gt=0, le=1e9)] = 16.0
 
@@ -190,6 +213,7 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         if self.least_contributions > self.contributions:
             raise RuleError(Code.CONFIGURATION, "contributions_min is above contributions")
         self._check_rendezvous()
+        self._check_training()
         self._check_encoding()
         if not self.masked:
             raise RuleError(Code.CONFIGURATION, "windows without masks are not served: leave `masked` on")
@@ -204,6 +228,14 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         if self.rendezvous_s > min(self.round_deadline_s, self.assignment_deadline_s):
             reason = "round_deadline_s and assignment_deadline_s must reach from one rendezvous to the next"
             raise RuleError(Code.CONFIGURATION, f"rendezvous_s is {self.rendezvous_s}: {reason}")
+
+    def _check_training(self) -> None:
+        if self.optimizer == "nesterov" and not self.momentum:
+            raise RuleError(Code.CONFIGURATION, "nesterov needs a `momentum` above 0")
+        if self.momentum and self.optimizer in ("adam", "adamw"):
+            raise RuleError(Code.CONFIGURATION, f"{self.optimizer} has no `momentum`: set `beta1`")
+        if self.lora_freeze_a and not self.lora_rank:
+            raise RuleError(Code.CONFIGURATION, "lora_freeze_a needs a `lora_rank`")
 
     def _check_encoding(self) -> None:
         if self.scale and frexp(self.scale)[0] != 0.5:

@@ -28,7 +28,7 @@ ADAPTIVE = TaskSettings(clip=0.3, clip_quantile=0.5, clip_span=8.0, scale=0.0)
 
 
 def drafted(settings: TaskSettings) -> tuple[Plan, PlanBody, int]:
-    plan = plans.draft(model(), settings, bytes(16), "digits", 0)
+    plan = plans.draft(model(), settings, bytes(16), "digits", 0).plan
     body = wire.decode(plan.body, PlanBody)
     return plan, body, sum(math.prod(one.shape) for one in body.inputs if one.role == "param")
 

@@ -241,7 +241,8 @@ class MemoryRounds:
         return len(expired) + messages + len(certified)
 
     async def referenced(self, versions: int, sums_s: float, now: float) -> set[bytes]:
-        found = {value for task in self._tasks.values() for value in (task.model_sha256, task.plan_sha256)}
+        named = {(task.model_sha256, task.plan_sha256, task.fixed_sha256) for task in self._tasks.values()}
+        found = {value for names in named for value in names if value}
         for version in (version for every in self._versions.values() for version in every[-versions:]):
             found |= {version.snapshot, version.master, *version.deltas.values()}
         for window in self._windows.values():

@@ -85,6 +85,12 @@ def joins(db: Database) -> None:
     db.execute(f"CREATE TABLE joins ({columns}) WITHOUT ROWID")
 
 
+@migrations()
+def fixed(db: Database) -> None:
+    """The blob of a plan's fixed tensors, which lives as long as its task."""
+    db.execute("ALTER TABLE tasks ADD COLUMN fixed_sha256 BLOB")
+
+
 def migrate(path: Path) -> None:
     """Bring the database at `path` to this server's schema, creating it where there is none.
 

@@ -56,7 +56,8 @@ class DeviceRecord:
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """A task: its immutable settings and hashes, and its state `unsigned`, `running`, `finished` or `paused`."""
+    """A task: its immutable settings and hashes (`fixed_sha256` where its plan hands tensors over), and its state `unsigned`,
+    `running`, `finished` or `paused`."""
 
     name: str
     settings: Mapping[str, object]
@@ -64,6 +65,7 @@ class TaskRecord:
     plan_sha256: bytes
     created_at: float
     state: str = "unsigned"
+    fixed_sha256: bytes | None = None
 
 
 @dataclass(frozen=True)

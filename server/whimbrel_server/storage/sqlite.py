@@ -125,8 +125,9 @@ class SqliteRounds:
     # --- tasks and versions -----------------------------------------------------------------------------------------
 
     async def create_task(self, task: TaskRecord) -> None:
-        values = (task.name, json.dumps(dict(task.settings)), task.model_sha256, task.plan_sha256, task.created_at, task.state)
-        if not await self._change("INSERT OR IGNORE INTO tasks VALUES (?, ?, ?, ?, ?, ?)", *values):
+        hashes = (task.model_sha256, task.plan_sha256)
+        values = (task.name, json.dumps(dict(task.settings)), *hashes, task.created_at, task.state, task.fixed_sha256)
+        if not await self._change("INSERT OR IGNORE INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?)", *values):
             raise RuleError(Code.TASK_EXISTS, task.name)
 
     async def sign_task(self, name: str, plan_sha256: bytes, version: VersionRecord) -> None:
@@ -389,7 +390,7 @@ def _referenced(db: sqlite3.Connection, versions: int, sums_since: float, votes_
     last = "SELECT max(version) FROM versions n WHERE n.task = w.task"
     unapplied = f"w.state = 'done' AND a.tau0 IS NULL AND w.version = ({last})"
     sums = f"SELECT sum_sha256 FROM windows w LEFT JOIN applications a USING (tau0) WHERE closed_at >= ? OR ({unapplied})"  # noqa: S608
-    found = {value for row in db.execute("SELECT model_sha256, plan_sha256 FROM tasks") for value in row}
+    found = {value for row in db.execute("SELECT model_sha256, plan_sha256, fixed_sha256 FROM tasks") for value in row if value}
     for row in db.execute(kept, (versions,)):
         found |= {row["snapshot"], row["master"], *(bytes.fromhex(one) for one in json.loads(row["deltas"]).values())}
     for statement, since in ((masked, votes_since), (sums, sums_since)):
