@@ -1,6 +1,6 @@
 """Nodes that are kept as they are: they still compute what they did, and no gradient passes them unseen."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -103,21 +103,36 @@ def test_shapes_that_depend_on_data_are_refused_also_where_they_can_be_run() -> 
         sources(parsed(body), batch=2)
 
 
-def test_trained_weights_have_their_shipped_values_when_something_is_run() -> None:
-    seen: list[Mapping[str, Array]] = []
+class Watched:
+    """onnxruntime, which remembers what it was given."""
 
-    def run(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> object:
-        seen.append(feeds)
+    def __init__(self) -> None:
+        self.feeds: list[Mapping[str, Array]] = []
+
+    def __call__(self, model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Sequence[Array]:
+        self.feeds.append(feeds)
         return on_onnxruntime(model, feeds)
 
-    body = f"(float[2,4] x) => (y) <{W}> {{ z = MatMul (x, w) y = com.microsoft.QuickGelu (z) }}"
-    model = parsed(body, com_microsoft=1)
-    model.graph.output[0].type.tensor_type.ClearField("shape")
-    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    model.graph.output[0].type.tensor_type.shape.dim.add(dim_param="rows")
-    model.graph.output[0].type.tensor_type.shape.dim.add(dim_param="columns")
+
+def test_a_model_is_run_twice_however_many_nodes_are_kept() -> None:
+    chain = " ".join(f"q{i + 1} = com.microsoft.QuickGelu (q{i})" for i in range(5))
+    run = Watched()
+    model = parsed(f"(float[2,4] x) => (float[2,3] y) <{W}> {{ q0 = Neg (x) {chain} y = MatMul (q5, w) }}", com_microsoft=1)
     assert sources(model, ["w"], batch=2, run=run).output.shape == (2, 3)
-    np.testing.assert_array_equal(seen[0]["w"][0], np.float32([0.5, -1.0, 0.3]))
+    assert len(run.feeds) == 2
+
+
+def test_in_a_branch_a_node_is_run_by_itself_with_the_shipped_weights() -> None:
+    nodes = "p = com.microsoft.QuickGelu (z) t = Neg (p)"
+    model = parsed(
+        f"(float[2,4] x) => (float[2,3] y) <{W}> {{ z = MatMul (x, w) c = Constant <value = bool {{1}}> ()"
+        f" y = If (c) <then_branch = a () => (float[2,3] t) {{ {nodes} }},"
+        f" else_branch = b () => (float[2,3] u) {{ u = Neg (z) }}> }}",
+        com_microsoft=1,
+    )
+    run = Watched()
+    assert sources(model, ["w"], batch=2, run=run).output.shape == (2, 3)
+    np.testing.assert_array_equal(run.feeds[-1]["w"][0], np.float32([0.5, -1.0, 0.3]))
 
 
 def test_the_length_of_a_sequence_that_data_decide_is_found_when_it_runs() -> None:

@@ -6,7 +6,7 @@ running what leads to the node. A gradient that reaches one is refused.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import onnx
@@ -17,9 +17,9 @@ from whimbrel_server.compiler.errors import CompileError, Refusal
 from whimbrel_server.compiler.export import IR_VERSION, OPSET, Exporter, elem_type, make_node
 from whimbrel_server.compiler.inputs import static_shape
 from whimbrel_server.compiler.ir import ABSENT, SHAPE_DATA_LIMIT, Array, Graph, Node, Value
+from whimbrel_server.compiler.measured import FILLS, NO_TENSOR, Measured, Type, filled, type_of
 
-Type = tuple[np.dtype[Any], tuple[int, ...]]
-NO_TENSOR: Type = (np.dtype(object), ())  # a sequence, map or optional: only other kept nodes can read it
+GIVEN_UP: Type = (ABSENT, ())  # an output that the node does not give
 WITHOUT_LIMIT = 1 << 62
 
 
@@ -27,12 +27,13 @@ WITHOUT_LIMIT = 1 << 62
 class Keeper:
     """Makes kept nodes in `graph`.
 
-    `declared` holds the types the file states, `sizes` what their symbols stand for; `start` gives trained weights
-    their shipped values where `run` executes what leads to a node.
+    `declared` holds the types the file states, `sizes` what their symbols stand for. `whole` is the model as it is, run
+    once; `run` executes what leads to a single node, where `start` gives trained weights their shipped values.
     """
 
     graph: Graph
     run: Run | None
+    whole: Measured | None = None
     declared: Mapping[str, TypeProto] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     start: Mapping[str, Array] = field(default_factory=dict)
@@ -41,9 +42,9 @@ class Keeper:
         """The outputs of `node`, called `outputs` in the file ("" where it gives none)."""
         inferred = _inferred(node, len(outputs), self.graph.domains)
         stated = [_static(self.declared.get(name), self.sizes) for name in outputs]
-        types = [(ABSENT, ()) if not name else a or b for name, a, b in zip(outputs, inferred, stated, strict=True)]
+        types = [GIVEN_UP if not name else a or b for name, a, b in zip(outputs, inferred, stated, strict=True)]
         if any(found is None for found in types):
-            types = self._measured(node, outputs)
+            return self.graph.foreign(node, self._measured(node, outputs))
         return self.graph.foreign(node, [found for found in types if found is not None])
 
     def sequence(self, items: Sequence[Value]) -> Value:
@@ -53,28 +54,36 @@ class Keeper:
         node = Node("SequenceConstruct", tuple(items), {}, self.graph.origin, gradient=refuse("a sequence carries none"))
         return self.graph.foreign(node, [NO_TENSOR])[0]
 
-    def _measured(self, node: Node, outputs: Sequence[str]) -> list[Type | None]:
+    def _measured(self, node: Node, outputs: Sequence[str]) -> list[Type]:
         where = f"{node.op} (node {node.origin!r})"
         if self.run is None:
             raise CompileError("shape-inference", f"{where}: neither onnx nor the file tells the shape of {list(outputs)!r}")
-        first, second = self._results(node, outputs, where, 1.0), self._results(node, outputs, where, 0.0)
-        if second and first != second:
+        known = {"": GIVEN_UP, **(self.whole.types if self.whole else {})}
+        if not known.keys() >= set(outputs):
+            known.update(self._measured_alone(node, outputs, where))
+        types = [found for found in map(known.get, outputs) if found is not None]
+        if len(types) < len(outputs):
             raise CompileError("dynamic-shape", f"{where}: the output's shape depends on the data")
-        found = iter(first)
-        return [next(found) if name else (ABSENT, ()) for name in outputs]
+        return types
+
+    def _measured_alone(self, node: Node, outputs: Sequence[str], where: str) -> dict[str, Type | None]:
+        names = list(filter(None, outputs))
+        first, *others = (self._results(node, outputs, where, fill) for fill in FILLS)
+        second = others[0] or first
+        return {name: a if a == b else None for name, a, b in zip(names, first, second, strict=True)}
 
     def _results(self, node: Node, outputs: Sequence[str], where: str, fill: float) -> list[Type]:
         """The types that the node's outputs have when all data is `fill`; none where it cannot run on zeros."""
         assert self.run is not None, "asked only where something may be run"
-        self.graph.foreign(node, [NO_TENSOR if name else (ABSENT, ()) for name in outputs])
+        self.graph.foreign(node, [NO_TENSOR if name else GIVEN_UP for name in outputs])
         exporter = Exporter({f"{i}@kept": v for i, v in enumerate(node.outs) if not v.absent}, limit=WITHOUT_LIMIT)
         leaves = {v: None for n in exporter.order for v in n.ins if v is not None and v.node is None and v.data is None}
         model = exporter.model(list(leaves), "prefix", self.graph.domains)
         for info in model.graph.output:
             info.ClearField("type")
-        feeds = {v.name: self.start.get(v.name, np.full(v.shape, fill, v.dtype)) for v in leaves}
+        feeds = {**filled(list(leaves), fill), **{v.name: self.start[v.name] for v in leaves if v.name in self.start}}
         try:
-            return [_type_of(result) for result in self.run(model, feeds)]
+            return [type_of(result) for result in self.run(model, feeds)]
         except Exception as error:  # whatever a runtime raises: it is not known here
             if not fill:
                 return []
@@ -126,10 +135,6 @@ def _static(proto: TypeProto | None, sizes: Mapping[str, int]) -> Type | None:
     if not proto.tensor_type.HasField("shape") or None in shape:
         return None
     return np.dtype(helper.tensor_dtype_to_np_dtype(proto.tensor_type.elem_type)), tuple(n for n in shape if n is not None)
-
-
-def _type_of(result: object) -> Type:
-    return (result.dtype, result.shape) if isinstance(result, np.ndarray) else NO_TENSOR
 
 
 def declared_types(graphs: Iterator[onnx.GraphProto]) -> dict[str, TypeProto]:

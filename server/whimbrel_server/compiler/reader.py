@@ -18,6 +18,7 @@ from whimbrel_server.compiler.errors import CompileError, Refusal
 from whimbrel_server.compiler.export import EXTERNAL_FROM, OPSET, topological
 from whimbrel_server.compiler.inputs import Inputs, read_inputs
 from whimbrel_server.compiler.ir import Array, Graph, Node, Value
+from whimbrel_server.compiler.measured import Measured
 from whimbrel_server.compiler.nested import all_graphs, captured_names, reads, subgraphs
 from whimbrel_server.compiler.opaque import Keeper, declared_types, refuse
 from whimbrel_server.compiler.prepare import STANDARD_DOMAINS, opset_of
@@ -120,7 +121,8 @@ class _Reader:
         self.start: dict[str, Array] = {}
         self.used = {name for inner in all_graphs(prepared.graph) for node in inner.node for name in node.input}
         self.used.update(info.name for info in prepared.graph.output)
-        self.keeper = Keeper(graph, run, declared_types(all_graphs(prepared.graph)), inputs.sizes, self.start)
+        whole = None if run is None else Measured(prepared, inputs, run)
+        self.keeper = Keeper(graph, run, whole, declared_types(all_graphs(prepared.graph)), inputs.sizes, self.start)
 
     def source(self, output: str) -> Source:
         trained = {name: value for name, value in self.weights.items() if value.data is None}
