@@ -51,6 +51,14 @@ def test_an_old_meaning_that_would_be_lost_is_refused(body: str, reason: str) ->
         prepare(parsed(f"(float[1,2,3,4] x) => (y) {body}", 11))
 
 
+def test_an_operator_in_a_file_older_than_it_is_what_it_became() -> None:
+    """Runtimes that optimise a file write LayerNormalization into any opset."""
+    model = parsed("(float[2,4] x) => (y) <float[4] s = {1.0, 2.0, 3.0, 4.0}> { y = LayerNormalization (x, s) }")
+    model.opset_import[0].version = 13
+    feeds = random_feeds(model)
+    np.testing.assert_allclose(as_read(sources(model, batch=2), model, feeds), stock(model)(feeds)["y"], rtol=1e-5, atol=1e-6)
+
+
 def test_what_a_newer_opset_added_is_left_out_only_where_it_changes_nothing() -> None:
     quantised = "(float[2,4] x) => (y) <float s = {0.1}, uint8 z = {3}> { q = QuantizeLinear <block_size=%d> (x, s, z) y = %s }"
     model = parsed(quantised % (0, "DequantizeLinear (q, s, z)"), 21)

@@ -7,7 +7,7 @@ of a newer opset are the reader's, which lowers them.
 from collections.abc import Iterator
 
 import onnx
-from onnx import AttributeProto, external_data_helper, helper, inliner, version_converter
+from onnx import AttributeProto, defs, external_data_helper, helper, inliner, version_converter
 
 from whimbrel_server.compiler.errors import CompileError
 from whimbrel_server.compiler.ir import OPSET
@@ -18,6 +18,8 @@ OLDEST_OPSET = 7  # onnx's version converter and broadcasting rules are dependab
 STANDARD_DOMAINS = ("", "ai.onnx")
 # Operators whose old meaning the converter loses, and the last opset that had it.
 CHANGED = {"Scan": 8, "Hardmax": 12}
+# Runtimes write some operators into files of an older opset. There they belong to nobody, until the opset is raised.
+EARLY_DOMAIN = "early"
 ASYMMETRIC_RESIZE = 10  # until then Resize and Upsample scaled coordinates without a half-pixel shift
 
 
@@ -28,16 +30,39 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     _check_weights(model)
     try:
-        _check(model)
-        flat = flatten(model)
+        allowed = _with_early_set_aside(model)
+        _check(allowed)
+        flat = flatten(allowed)
         if flat.ir_version < 4:  # there an initialiser must also be an input, which the converter rejects
             flat.ir_version = 8
         raised = _raise_opset(flat)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise CompileError("model-invalid", str(error)) from error
+    for node in _nodes(raised.graph):
+        node.domain = "" if node.domain == EARLY_DOMAIN else node.domain
     make_names_unique(raised.graph)  # the converter's own constants have equal names in different branches
     to_single(raised.graph)
     return raised
+
+
+def _with_early_set_aside(model: onnx.ModelProto) -> onnx.ModelProto:
+    opset = opset_of(model)
+    if not any(_is_early(node, opset) for node in _nodes(model.graph)):
+        return model
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    for node in _nodes(changed.graph):
+        node.domain = EARLY_DOMAIN if _is_early(node, opset) else node.domain
+    changed.opset_import.append(helper.make_opsetid(EARLY_DOMAIN, 1))
+    return changed
+
+
+def _is_early(node: onnx.NodeProto, opset: int) -> bool:
+    return node.domain in STANDARD_DOMAINS and not defs.has(node.op_type, opset) and defs.has(node.op_type, OPSET)
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    return (node for inner in all_graphs(graph) for node in inner.node)
 
 
 def _check(model: onnx.ModelProto) -> None:
@@ -99,7 +124,7 @@ def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
 def _before_conversion(graph: onnx.GraphProto, opset: int) -> set[str]:
     """Refuses what the converter would change; gives the results of the resizings that it will change."""
     resized = set()
-    for node in (node for inner in all_graphs(graph) for node in inner.node):
+    for node in _nodes(graph):
         where = f"{node.op_type} (node {node.name or node.output[0]!r})"
         if opset <= CHANGED.get(node.op_type, 0):
             raise CompileError("opset", f"{where} means something else since opset {CHANGED[node.op_type] + 1}; export it anew")
@@ -112,6 +137,6 @@ def _before_conversion(graph: onnx.GraphProto, opset: int) -> set[str]:
 
 def _restore_resizing(graph: onnx.GraphProto, results: set[str]) -> None:
     old = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    for node in (node for inner in all_graphs(graph) for node in inner.node):
+    for node in _nodes(graph):
         if node.op_type == "Resize" and node.output[0] in results:
             node.attribute.extend(helper.make_attribute(name, value) for name, value in old.items())
