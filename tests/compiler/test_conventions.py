@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.compiler.evaluation import Array, stock
+from whimbrel_server.compiler.errors import Refusal
 from whimbrel_server.compiler.grad import grad
 from whimbrel_server.compiler.ir import Graph
 from whimbrel_server.compiler.rules import LOWERINGS
@@ -89,3 +90,13 @@ def test_silu_written_as_a_product_has_its_derivative(gate_first: bool) -> None:
     gates = 1 / (1 + np.exp(-points))
     expected = weights * (gates + (points + 1) * gates * (1 - gates))
     np.testing.assert_allclose(run(silu, [points], {}, weights)["gradient"], expected, rtol=1e-5)
+
+
+def test_attention_of_later_opsets_is_refused() -> None:
+    graph = Graph()
+    q, k, v = (graph.input(name, np.dtype(np.float32), (1, 2, 3, 4)) for name in "qkv")
+    lengths = graph.constant(np.array([2]))
+    with pytest.raises(Refusal, match="after opset 23"):
+        LOWERINGS["Attention"](graph, q, k, v, None, None, None, lengths)
+    with pytest.raises(Refusal, match="after opset 23"):
+        LOWERINGS["Attention"](graph, q, k, v, left_window_size=1)

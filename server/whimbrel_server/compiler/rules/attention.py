@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from whimbrel_server.compiler.errors import CompileError
+from whimbrel_server.compiler.errors import CompileError, Refusal
 from whimbrel_server.compiler.ir import Graph, Value
 from whimbrel_server.compiler.rules.table import Lowering, Rule
 
@@ -81,9 +81,15 @@ def lower_attention(
     mask: Value | None = None,
     past_key: Value | None = None,
     past_value: Value | None = None,
+    *newer: Value | None,
     **attrs: Any,
 ) -> tuple[Value, ...]:
-    """Y, present key and value, and the scores at the stage that `qk_matmul_output_mode` names."""
+    """Y, present key and value, and the scores at the stage that `qk_matmul_output_mode` names.
+
+    Raises Refusal for what later opsets added: lengths of padded keys, and windows.
+    """
+    if any(newer) or any(attrs.get(f"{side}_window_size", -1) >= 0 for side in ("left", "right")):
+        raise Refusal("lengths of keys and windows came after opset 23")
     packed = q.rank == 3
     q = _with_heads(q, attrs.get("q_num_heads"), "q")
     k = _after(past_key, _with_heads(k, attrs.get("kv_num_heads"), "kv"))
