@@ -119,7 +119,7 @@ def _product_per_tap(x: Value, g: Value, window: Window) -> Value:
     rows, products = g.reshape([g.shape[0], -1]), []
     for tap in itertools.product(*(range(k) for k in window.kernel)):
         moved = x
-        for axis, offset in enumerate(tap):
+        for axis, offset in reversed([*enumerate(tap)]):  # columns first: few short runs, then many long ones
             moved = shifted(moved, axis, offset, g.shape[2:], window)
         products.append(x.graph.op("Gemm", rows, moved.reshape([x.shape[0], -1]), transB=1))
     stacked = x.graph.op("Concat", *products, axis=0)
