@@ -99,6 +99,13 @@ def test_the_authors_choices_are_followed(told: Told) -> None:
     assert list(facts["step"]["trained"]) == ["head.weight", "head.bias"] and facts["step"]["batch"] == 3
 
 
+def test_weights_that_devices_do_not_train_are_refused(told: Told, tmp_path: Path) -> None:
+    proto = model("(double[N,6] x) => (double[N,3] y) { y = MatMul (x, w) }")
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones((6, 3)), "w"))
+    status, facts = told(saved(tmp_path, proto))
+    assert status == 1 and "float32" in facts["refusal"]
+
+
 def test_adapters_send_little(told: Told) -> None:
     _, whole = told(DATA / "sentences.onnx")
     status, thin = told(DATA / "sentences.onnx", "--lora", 1)

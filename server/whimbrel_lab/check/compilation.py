@@ -74,6 +74,8 @@ def _check(options: Options, folder: Path, found: dict[str, Any]) -> None:
     begin = time.perf_counter()
     step, objective = _compile(opened.model, options, fitted, objective)
     seconds = time.perf_counter() - begin
+    if any(one.dtype != np.float32 for one in step.parameters):
+        raise Refused("the weights that are trained are float64, and devices train float32: export the model in float32")
     found["source"] = _source(options, opened, fitted, objective)
     found["step"] = _step(opened.model, step, seconds)
     _leave(folder, opened.model, step, fitted, objective, options)
