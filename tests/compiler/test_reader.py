@@ -97,6 +97,16 @@ def test_a_known_branch_is_taken_with_its_weights(rate: int, used: list[str]) ->
     np.testing.assert_allclose(as_read(source, model, {"x": x}), expected, rtol=1e-5)
 
 
+def test_half_precision_weights_of_a_branch_are_found_too() -> None:
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17, "custom" : 1]> net {CHOICE}')
+    for node in model.graph.node:
+        for attr in (attr for attr in node.attribute if attr.type == onnx.AttributeProto.GRAPH):
+            for tensor in attr.g.initializer:
+                half = numpy_helper.to_array(tensor).astype(np.float16)
+                tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
+    assert sources(model, ["w"], batch=4, values={"rate": 16000}, run=None).weights["w"].dtype == np.float32
+
+
 def test_weights_are_found_wherever_exporters_put_them() -> None:
     """Through a cast, a transpose and a reshape; in a Constant; made by ConstantOfShape, which only its name selects."""
     body = """(float[2,3] x) => (y) <

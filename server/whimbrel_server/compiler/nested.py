@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
-WEIGHT_TYPES = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE})
+WEIGHT_TYPES = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 
 
 def subgraphs(node: NodeProto) -> list[GraphProto]:
