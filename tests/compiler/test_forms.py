@@ -1,6 +1,7 @@
 """The forms that operators are lowered to for speed: equal to the plain ones, and taken where they pay."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import onnx
@@ -82,6 +83,19 @@ def test_a_convolution_that_nothing_trains_stays_the_kernel_that_packs_its_weigh
     y = channels_first(lower_convolution(graph, x, w, group=4))
     model = graph.export([x], {"y": y}, "frozen")
     assert ("Conv" in operators(model)) != trained
+
+
+@pytest.mark.parametrize(("kernel", "side"), [(3, 4), (5, 14), (7, 14), (11, 32), (31, 32)])
+@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE])
+def test_a_depthwise_kernel_of_any_size_makes_no_large_constant(kernel: int, side: int, dtype: np.dtype[Any]) -> None:
+    graph = Graph()
+    x, w = (
+        graph.input(name, dtype, shape, trained=True)
+        for name, shape in (("x", (1, 2, side, side)), ("w", (2, 1, kernel, kernel)))
+    )
+    y = lower_convolution(graph, x, w, group=2, pads=[kernel // 2] * 4)
+    model = graph.export([x, w], {"y": y}, "depthwise")  # refuses constants that are too large
+    assert ("Conv" in operators(model)) == (kernel > 5 or (kernel == 5 and dtype == DOUBLE))
 
 
 def test_pooling_comes_before_relu() -> None:

@@ -14,6 +14,8 @@ from whimbrel_server.compiler.layout import channels_first, samples_first
 from whimbrel_server.compiler.rules import costs
 from whimbrel_server.compiler.rules.windows import Window, patches
 
+LARGEST_CONSTANT = 2**17  # bytes for a band's constant; that of the edges is at most twice as large
+
 
 def as_product(x: Value, w: Value, bias: Value | None, window: Window, group: int) -> Value | None:
     """The convolution of `x [N, C, *spatial]` with `w [M, C / group, *kernel]`, or None where the kernel is faster."""
@@ -25,7 +27,7 @@ def as_product(x: Value, w: Value, bias: Value | None, window: Window, group: in
     if narrow and not x.graph.trains([x]):  # an input's gradient would have to be collected from the patches
         return _patched(x, w, bias, window)
     if group == x.shape[1] == w.shape[0]:
-        blocks = _blocks(x.shape[2:], window)
+        blocks = _blocks(x.shape[2:], window, w.dtype.itemsize)
         return _banded(x, w, bias, window, blocks) if blocks else None
     return None
 
@@ -66,17 +68,21 @@ class Blocks:
     below: int
 
 
-def _blocks(sizes: Sequence[int], window: Window) -> Blocks | None:
-    """The largest blocks whose band matrix is small enough: the fewest edges. None: even the smallest is too large."""
+def _blocks(sizes: Sequence[int], window: Window, itemsize: int) -> Blocks | None:
+    """The largest blocks whose band matrix is small enough: the fewest edges. None: even the smallest is too large.
+
+    The constant that spreads a kernel over its band holds the band once for each tap.
+    """
     outputs, stride = window.outputs(sizes), window.strides[0]
+    largest = min(costs.LARGEST_BAND, LARGEST_CONSTANT // (itemsize * window.taps))
     area = int(np.prod(sizes[1:], dtype=np.int64) * np.prod(outputs[1:], dtype=np.int64))
-    if sizes[0] * outputs[0] * area <= costs.LARGEST_BAND:
+    if sizes[0] * outputs[0] * area <= largest:
         return Blocks(1, outputs[0], sizes[0], 0, 0)
     above, below = window.begins[0], max(window.extent(0) - window.begins[0] - stride, 0)
     for rows in range(outputs[0] // 2, 0, -1):
         steps = rows * stride
         fits = outputs[0] % rows == 0 and sizes[0] == outputs[0] * stride and max(above, below) <= steps
-        if fits and rows * steps * area <= costs.LARGEST_BAND:
+        if fits and rows * steps * area <= largest:
             return Blocks(outputs[0] // rows, rows, steps, above, below)
     return None
 
