@@ -85,7 +85,7 @@ def test_a_convolution_that_nothing_trains_stays_the_kernel_that_packs_its_weigh
     assert ("Conv" in operators(model)) != trained
 
 
-@pytest.mark.parametrize(("kernel", "side"), [(3, 4), (5, 14), (7, 14), (11, 32), (31, 32)])
+@pytest.mark.parametrize(("kernel", "side"), [(3, 4), (5, 14), (7, 14), (11, 32), (31, 32), (7, 200)])
 @pytest.mark.parametrize("dtype", [SINGLE, DOUBLE])
 def test_a_depthwise_kernel_of_any_size_makes_no_large_constant(kernel: int, side: int, dtype: np.dtype[Any]) -> None:
     graph = Graph()
@@ -94,7 +94,8 @@ def test_a_depthwise_kernel_of_any_size_makes_no_large_constant(kernel: int, sid
         for name, shape in (("x", (1, 2, side, side)), ("w", (2, 1, kernel, kernel)))
     )
     y = lower_convolution(graph, x, w, group=2, pads=[kernel // 2] * 4)
-    model = graph.export([x, w], {"y": y}, "depthwise")  # refuses constants that are too large
+    dw = grad(y.sum(range(4), keepdims=False), {"w": w})["w"]
+    model = graph.export([x, w], {"y": y, "dw": dw}, "depthwise")  # refuses constants that are too large
     assert ("Conv" in operators(model)) == (kernel > 5 or (kernel == 5 and dtype == DOUBLE))
 
 

@@ -21,6 +21,9 @@ CASES = {
         "Conv", ([1, 2, 9, 6], [2, 1, 3, 2]), {"group": 2, "pads": [3, 1, 3, 0], "dilations": [3, 1]}
     ),
     "conv-depthwise-large": Case("Conv", ([1, 2, 7, 40], [2, 1, 3, 3], [2]), {"group": 2}),
+    "conv-depthwise-large-steps": Case(
+        "Conv", ([2, 2, 7, 44], [2, 1, 3, 2]), {"group": 2, "pads": [1, 2, 2, 0], "strides": [2, 1], "dilations": [1, 2]}
+    ),
     "conv-depthwise-line": Case("Conv", ([2, 3, 40], [3, 1, 3]), {"group": 3, "pads": [1, 1]}),
     "conv-depthwise-volume": Case("Conv", ([2, 2, 4, 3, 4], [2, 1, 3, 3, 3]), {"group": 2, "pads": [1] * 6}),
     "conv-narrow": Case("Conv", ([2, 2, 6, 5], [20, 2, 3, 3], [20]), {"pads": [1, 1, 0, 1], "strides": [1, 2]}),

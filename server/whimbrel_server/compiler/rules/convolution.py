@@ -13,7 +13,7 @@ import numpy as np
 
 from whimbrel_server.compiler.ir import Graph, Node, Value
 from whimbrel_server.compiler.rules import costs
-from whimbrel_server.compiler.rules.convolution_products import as_product
+from whimbrel_server.compiler.rules.convolution_products import as_product, depthwise_weight_gradient, has_diagonals
 from whimbrel_server.compiler.rules.table import Lowering, Rule
 from whimbrel_server.compiler.rules.windows import Window, explicit, patches, shifted, window_of
 
@@ -102,6 +102,8 @@ def weight_gradient(x: Value, g: Value, window: Window, group: int) -> Value:
     """Products of `x [N, C, *spatial]` with `g [N, M, *outputs]` over all positions: `[groups, M / groups, C / groups, taps]`,
     possibly with axes of one merged."""
     padded = x.pad(window.begins, window.ends)
+    if group == x.shape[1] == g.shape[1] and has_diagonals(x, g, window):
+        return depthwise_weight_gradient(x, g, window)
     if group > 1 or window.taps == 1:
         return _product_per_sample(padded, g, window, group)
     collected = x.shape[0] * x.shape[1] * window.taps * int(np.prod(g.shape[2:]))

@@ -12,7 +12,7 @@ import numpy as np
 from whimbrel_server.compiler.ir import Array, Value
 from whimbrel_server.compiler.layout import channels_first, samples_first
 from whimbrel_server.compiler.rules import costs
-from whimbrel_server.compiler.rules.windows import Window, patches
+from whimbrel_server.compiler.rules.windows import Window, patches, shifted
 
 LARGEST_CONSTANT = 2**17  # bytes for a band's constant; that of the edges is at most twice as large
 
@@ -98,6 +98,28 @@ def _banded(x: Value, w: Value, bias: Value | None, window: Window, blocks: Bloc
         y = y + edges.reshape([c, n * blocks.count, -1]) @ _band(w, window, x.shape[2:], blocks, reached)
     y = y.reshape([c, n, *outputs])
     return samples_first(y if bias is None else y + bias.reshape([-1, *[1] * (y.rank - 1)]))
+
+
+def has_diagonals(x: Value, g: Value, window: Window) -> bool:
+    """Whether `depthwise_weight_gradient` takes maps of this rank and width."""
+    return x.rank == 4 and window.kernel[1] * x.shape[3] * g.shape[3] * g.dtype.itemsize <= 2 * LARGEST_CONSTANT
+
+
+def depthwise_weight_gradient(x: Value, g: Value, window: Window) -> Value:
+    """For maps too large for bands of both axes: `[C, taps]`, two spatial axes only.
+
+    Per kernel row one product over all samples and rows, `[W', N H'] @ [N H', W]`, of which each tap sums a diagonal.
+    """
+    (n, c), (height, _) = g.shape[:2], g.shape[2:]
+    across = channels_first(g).reshape([c, n * height, -1]).transpose([0, 2, 1])
+    rows = channels_first(x).pad([window.begins[0], 0], [window.ends[0], 0])
+    diagonals = _connections(window, 1, range(x.shape[3]), g.shape[3]).transpose([0, 2, 1])
+    ones = g.graph.constant(diagonals.reshape(len(diagonals), -1).astype(g.dtype))
+    parts = []
+    for offset in range(window.kernel[0]):
+        met = shifted(rows, 0, offset, g.shape[2:], window).reshape([c, n * height, -1])
+        parts.append(g.graph.op("Gemm", (across @ met).reshape([c, -1]), ones, transB=1))
+    return g.graph.op("Concat", *parts, axis=1)
 
 
 def _edges(rows: Value, blocks: Blocks) -> Value:
