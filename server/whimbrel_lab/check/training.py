@@ -33,7 +33,7 @@ RATES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 1e-4, 1e-5, 1e-
 TRIAL = 3  # steps that a learning rate must survive to be tried in earnest
 EPSILONS = tuple(2.0**-k for k in range(3, 17))  # of each tensor's own size
 ACCEPT = 2e-2  # relative error of a slope in float32
-SPREAD = 0.2  # of neighbouring differences: more than this tells nothing
+SPREAD = 0.1  # of neighbouring differences: more than this tells nothing
 WINDOW = 5  # differences that must agree: fewer do so by chance, once rounding reigns
 DIRECTIONS = (5, 6, 7)  # seeds; a kink may lie across one
 SLOW_MS = 300.0  # a step; from here on half of the differences along one direction must do
@@ -161,13 +161,14 @@ def check_gradient(folder: Path, slow: bool = False) -> Slope:
     epsilons, directions = (EPSILONS[::2], DIRECTIONS[:1]) if slow else (EPSILONS, DIRECTIONS)
     device = _Device(folder, GRADIENT, _UNIT)
     device.step()
-    gradient = [(old.astype(np.float64) - new) / _UNIT for old, new in zip(device.start, device.parameters(), strict=True)]
+    stepped = device.parameters()
     for seed in directions:
         direction = random_direction(device.start, seed)
-        slope = sum(float((g * d).sum()) for g, d in zip(gradient, direction, strict=True))
+        moves = zip(device.start, stepped, direction, strict=True)
+        slope = sum(float(((old.astype(np.float64) - new) * d).sum()) for old, new, d in moves) / _UNIT
 
         def loss(eps: float, direction: Sequence[Array] = direction) -> float:
-            device.restart([(p + eps * d).astype(np.float32) for p, d in zip(device.start, direction, strict=True)])
+            device.restart([np.asarray(p + eps * d, np.float32) for p, d in zip(device.start, direction, strict=True)])
             return device.step()
 
         found = judge(slope, list(differences(loss, epsilons)), epsilons, (ACCEPT, SPREAD))
@@ -181,7 +182,8 @@ def random_direction(parameters: Sequence[Array], seed: int) -> list[Array]:
     rng = np.random.default_rng(seed)
     sizes = [float(np.sqrt(np.mean(np.square(array, dtype=np.float64)))) for array in parameters]
     usual = float(np.median([size for size in sizes if size > 0] or [1.0]))
-    return [rng.standard_normal(array.shape) * (size or 0.1 * usual) for array, size in zip(parameters, sizes, strict=True)]
+    scales = [size or 0.1 * usual for size in sizes]
+    return [(rng.standard_normal(a.shape) * scale).astype(a.dtype) for a, scale in zip(parameters, scales, strict=True)]
 
 
 def judge(slope: float, found: Sequence[float], epsilons: Sequence[float], limits: tuple[float, float]) -> Slope:
