@@ -5,16 +5,14 @@ takes its weights by the names used here. No timing, no loss and no data set bel
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
-OPSET = 20
-IR_VERSION = 9
+from whimbrel_lab.layers import Builder, Shape
+
 VOCABULARY = 2000
 KEYWORDS = 12
 WIDTH, HEADS, TOKENS = 128, 4, 64  # of the transformer
@@ -35,72 +33,11 @@ class Bench:
     tokens: bool = False
 
 
-@dataclass
-class _Builder:
-    """Collects nodes and He-normal weights (He et al., 2015, equation 10) under the names that a module tree would give."""
-
-    seed: int
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    weights: dict[str, NDArray[Any]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._rng = np.random.default_rng(self.seed)
-
-    def normal(self, name: str, shape: Sequence[int], fan_in: int) -> str:
-        self.weights[name] = self._rng.normal(0.0, np.sqrt(2.0 / fan_in), shape).astype(np.float32)
-        return name
-
-    def filled(self, name: str, shape: Sequence[int], value: float = 0.0) -> str:
-        self.weights[name] = np.full(shape, value, np.float32)
-        return name
-
-    def ints(self, numbers: Sequence[int]) -> str:
-        name = "ints_" + "_".join(map(str, numbers))
-        self.weights[name] = np.array(numbers, np.int64)
-        return name
-
-    def op(self, op: str, *ins: str, **attrs: Any) -> str:
-        name = f"{op.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(ins), [name], name, **attrs))
-        return name
-
-    def dense(self, name: str, x: str, wide: int, out: int) -> str:
-        """For `[N, wide]`: a Gemm with the weight as `[out, wide]`."""
-        return self.op(
-            "Gemm", x, self.normal(f"{name}.weight", (out, wide), wide), self.filled(f"{name}.bias", (out,)), transB=1
-        )
-
-    def token_dense(self, name: str, x: str, wide: int, out: int) -> str:
-        """For `[N, T, wide]`: a MatMul and an Add, as exporters write it, with the weight as `[wide, out]`."""
-        product = self.op("MatMul", x, self.normal(f"{name}.matrix", (wide, out), wide))
-        return self.op("Add", product, self.filled(f"{name}.bias", (out,)))
-
-    def conv(self, name: str, x: str, shape: Sequence[int], bias: bool = False, **attrs: Any) -> str:
-        """A convolution with weights `shape` = `[out, in / group, *kernel]`."""
-        weight = self.normal(f"{name}.weight", shape, int(np.prod(shape[1:])))
-        ins = [x, weight, self.filled(f"{name}.bias", shape[:1])] if bias else [x, weight]
-        return self.op("Conv", *ins, kernel_shape=list(shape[2:]), **attrs)
-
-    def batch_norm(self, name: str, x: str, channels: int) -> str:
-        starts = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
-        return self.op(
-            "BatchNormalization", x, *(self.filled(f"{name}.{key}", (channels,), value) for key, value in starts.items())
-        )
-
-    def layer_norm(self, name: str, x: str, wide: int) -> str:
-        scale, bias = self.filled(f"{name}.weight", (wide,), 1.0), self.filled(f"{name}.bias", (wide,))
-        return self.op("LayerNormalization", x, scale, bias, axis=-1)
-
+class _Builder(Builder):
     def model(self, bench: Bench, logits: str) -> onnx.ModelProto:
         kind, rank = (TensorProto.INT64 if bench.ids else TensorProto.FLOAT), (1 if bench.tokens else 0)
-        source = helper.make_tensor_value_info("x", kind, ["N", *bench.shape])
-        target = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", *bench.shape[:rank], bench.classes])
-        self.nodes.append(helper.make_node("Identity", [logits], ["y"], "y"))
-        tensors = [numpy_helper.from_array(array, name) for name, array in self.weights.items()]
-        graph = helper.make_graph(self.nodes, "bench", [source], [target], tensors)
-        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-        onnx.checker.check_model(made, full_check=True)
-        return made
+        shape: Shape = ["N", *bench.shape[:rank], bench.classes]
+        return self.graph({"x": (kind, ["N", *bench.shape])}, ("y", shape), logits, "bench")
 
 
 def _mlp(seed: int) -> onnx.ModelProto:

@@ -1,4 +1,4 @@
-"""The yardstick of the demo: the same model trained in one place on all examples, until it gets no better.
+"""The yardstick: the same model trained in one place on all examples, to its plateau or for as many passes as a fleet took.
 
 What belongs here: central training by the very plan that the devices work by, and accuracy on the test examples.
 """
@@ -6,6 +6,8 @@ What belongs here: central training by the very plan that the devices work by, a
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import msgspec
@@ -13,12 +15,13 @@ import numpy as np
 import onnxruntime as ort
 
 from whimbrel.actions import Float32, TrainingJob
-from whimbrel.examples import Examples as Columns
 from whimbrel.examples import gather
+from whimbrel.preparing import held_tensors
 from whimbrel.trainer import Evaluator, Trainer
-from whimbrel_lab.digits import Examples
+from whimbrel_lab.samples import Examples
 from whimbrel_protocol import wire
 from whimbrel_protocol.messages import PlanBody
+from whimbrel_protocol.signed import VersionHeader
 from whimbrel_server import plans
 from whimbrel_server.settings import TaskSettings
 
@@ -33,7 +36,7 @@ def accuracy(model: bytes, test: Examples) -> float:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    scores = session.run(None, {"image": test.image})[0]
+    scores = session.run(None, dict(test.inputs))[0]
     return float(np.mean(np.argmax(scores, axis=1) == test.label))
 
 
@@ -42,37 +45,65 @@ def central_accuracy(model: bytes, settings: TaskSettings, train: Examples, test
 
     A leg is five epochs at the settings' rate, halved after each leg that brings no better accuracy on `train`.
     """
-    settings = msgspec.structs.replace(settings, batch=BATCH)
-    body = wire.decode(plans.draft(model, settings, bytes(16), "central", 0).plan.body, PlanBody)
-    columns, held_out = _columns(train, body), _columns(test, body)
-    parameters: tuple[Float32, ...] = tuple(parameters_of(model, settings))
-    evaluator, scores, best, stale = Evaluator(body), list[float](), 0.0, 0
+    learner = Learner(model, msgspec.structs.replace(settings, batch=BATCH), train, test)
+    scores, best, stale = list[float](), 0.0, 0
     header = replace(settings.header(1), epochs=EPOCHS_A_LEG)
     while len(scores) < LEGS_MAX and stale < PATIENCE:
-        seed = hashlib.sha256(f"central {settings.seed} {len(scores)}".encode()).digest()
-        parameters = _leg(TrainingJob(seed, body, parameters, header, seed), columns)
-        scores.append(evaluator.evaluate(parameters, held_out).accuracy or 0.0)
-        learnt = evaluator.evaluate(parameters, columns).accuracy or 0.0
+        learner.learn(header)
+        scores.append(learner.test_accuracy())
+        learnt = learner.training_accuracy()
         best, stale = max(best, learnt), 0 if learnt > best else stale + 1
         header = replace(header, lr=header.lr / 2) if stale else header
     return float(np.mean(scores[-3:]))
 
 
+def after_passes(
+    model: bytes, settings: TaskSettings, train: Examples, test: Examples, passes: Sequence[float]
+) -> tuple[list[float], list[Float32]]:
+    """Train on all of `train` by the settings, `passes[v]` times all examples at version v's rate.
+
+    Returns the test accuracy after each leg, and the parameters in the end, in plan order.
+    """
+    learner, scores = Learner(model, settings, train, test), list[float]()
+    for version, share in enumerate(passes, start=1):
+        steps = max(1, round(share * len(train) / settings.batch))
+        learner.learn(replace(settings.header(version), epochs=math.ceil(share) + 1, max_steps=steps))
+        scores.append(learner.test_accuracy())
+    return scores, list(learner.parameters)
+
+
+class Learner:
+    """One place that has all examples and works by a plan, as a device would."""
+
+    def __init__(self, model: bytes, settings: TaskSettings, train: Examples, test: Examples) -> None:
+        made = plans.draft(model, settings, bytes(16), "central", 0)
+        self._body = wire.decode(made.plan.body, PlanBody)
+        self._held = held_tensors(self._body, made.fixed, None) if made.fixed else {}
+        self._train, self._test = (gather([one.columns], self._body.inputs) for one in (train, test))
+        self._evaluator = Evaluator(self._body, held=self._held)
+        self.parameters: tuple[Float32, ...] = tuple(parameters_of(model, settings))
+        self._legs, self._seed = 0, settings.seed
+
+    def learn(self, header: VersionHeader) -> None:
+        """Train one leg from where the last one ended."""
+        seed = hashlib.sha256(f"central {self._seed} {self._legs}".encode()).digest()
+        trainer = Trainer(TrainingJob(seed, self._body, self.parameters, header, seed, self._held), self._train)
+        while not trainer.done:
+            trainer.run(slice_s=60.0)
+        sizes = np.cumsum([base.size for base in self.parameters])[:-1]
+        moved = zip(self.parameters, np.split(trainer.update(), sizes), strict=True)
+        self.parameters = tuple(base + update.reshape(base.shape) for base, update in moved)
+        self._legs += 1
+
+    def test_accuracy(self) -> float:
+        """The share of the test examples that are classified right."""
+        return self._evaluator.evaluate(self.parameters, self._test).accuracy or 0.0
+
+    def training_accuracy(self) -> float:
+        """The share of the training examples that are classified right."""
+        return self._evaluator.evaluate(self.parameters, self._train).accuracy or 0.0
+
+
 def parameters_of(model: bytes, settings: TaskSettings) -> list[Float32]:
     """Return the parameters that are trained, in plan order."""
     return list(plans.first_parameters(model, settings).values())
-
-
-def _columns(examples: Examples, body: PlanBody) -> Columns:
-    return gather([{"image": examples.image, "@label": examples.label}], body.inputs)
-
-
-def _leg(job: TrainingJob, columns: Columns) -> tuple[Float32, ...]:
-    trainer = Trainer(job, columns)
-    while not trainer.done:
-        trainer.run(slice_s=60.0)
-    update, moved, start = trainer.update(), [], 0
-    for base in job.base:
-        moved.append(base + update[start : start + base.size].reshape(base.shape))
-        start += base.size
-    return tuple(moved)

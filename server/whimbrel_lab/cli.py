@@ -7,6 +7,7 @@ says which extra brings them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -42,6 +43,24 @@ def _demo(arguments: argparse.Namespace) -> int:
         return 2
     print(json.dumps(result))
     return 0 if result["masked_equals_plain"] else 1
+
+
+def _learn(arguments: argparse.Namespace) -> int:
+    from whimbrel_lab import learn
+    from whimbrel_lab.world import WorldError
+
+    if arguments.lora and arguments.kind != "transformer":
+        print("learn: --lora is for the transformer", file=sys.stderr)
+        return 2
+    chosen = {name: getattr(arguments, name) for name in ("kind", "devices", "rounds", "dropout", "seed", "lora")}
+    try:
+        with contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout):
+            result = learn.run(learn.Options(**chosen))
+    except WorldError as error:
+        print(f"learn: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(result) if arguments.json else learn.shown(result))
+    return 0 if learn.is_exact(result) else 1
 
 
 def _window(arguments: argparse.Namespace) -> int:
@@ -152,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the accuracy curve")
     demo.add_argument("--keep", action="store_true", help="keep the servers' and devices' directories")
     demo.set_defaults(run=_demo)
+    _add_learn(commands)
     window = commands.add_parser("window", help="measure one window of many members with a large model over real HTTP")
     window.add_argument("--members", type=_devices, default=128)
     window.add_argument("--parameters", type=int, default=1_000_000)
@@ -180,6 +200,18 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--low-memory", action="store_true", help="as a device that saves memory rather than time")
     bench.set_defaults(run=_bench)
     return parser
+
+
+def _add_learn(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    learn = commands.add_parser("learn", help="train one kind of net on real devices, masks on, beside central training")
+    learn.add_argument("kind", choices=("cnn", "transformer", "recurrent", "volume"))
+    learn.add_argument("--devices", type=_devices, default=20)
+    learn.add_argument("--rounds", type=int, default=0, help="default: as many as the lesson has")
+    learn.add_argument("--dropout", type=_share, default=0.1, help="share of devices that vanish in each round")
+    learn.add_argument("--seed", type=int, default=1)
+    learn.add_argument("--lora", type=int, default=0, metavar="RANK", help="transformer: adapters against all weights")
+    learn.add_argument("--json", action="store_true", help="one object; the progress goes to standard error")
+    learn.set_defaults(run=_learn)
 
 
 def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -22,7 +22,7 @@ from whimbrel.actions import TrainingJob
 from whimbrel.examples import Examples, from_npz, gather
 from whimbrel.trainer import Trainer
 from whimbrel_kernels import ring_add
-from whimbrel_lab import digits
+from whimbrel_lab import digits, samples
 from whimbrel_protocol import wire
 from whimbrel_protocol.encoding import Encoding, Float32, Float64, Measured, Total, mean_update, scale_for
 from whimbrel_protocol.errors import Code, ProtocolError
@@ -166,8 +166,8 @@ def _digits(options: Options, body: PlanBody) -> Iterator[Columns]:
         raise ProtocolError(Code.DATA_UNUSABLE, "digits fit one input and a loss on classes: give examples with --data")
     examples, _ = digits.load(options.seed)
     classes = min(_outputs(options.model), 10)
-    for part in digits.dirichlet_split(examples, options.devices, SKEW, options.seed):
-        yield {images[0].name: _in_shape(part.image, images[0]), label.name: part.label % classes}
+    for part in samples.dirichlet_split(examples, options.devices, SKEW, options.seed):
+        yield {images[0].name: _in_shape(part.inputs["image"], images[0]), label.name: part.label % classes}
 
 
 def _outputs(model: Path) -> int:

@@ -1,13 +1,12 @@
 """`make demo`: a model learns on devices that come and go, masks on, and every sum is proved afterwards.
 
-What belongs here: the order of events, what a person sees, and the closing line of JSON. What does not: the job and its
-processes (`federation.py`), the yardstick (`central.py`), the proof (`proof.py`), the picture (`curve.py`).
+What belongs here: the order of events, and the closing line of JSON. What does not: the job and its processes
+(`federation.py`), following it (`progress.py`), the yardstick (`central.py`), the proof (`proof.py`), the picture (`curve.py`).
 """
 
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -18,15 +17,11 @@ import msgspec
 import numpy as np
 
 from whimbrel_lab import central, curve, digits
-from whimbrel_lab.digits import Examples
 from whimbrel_lab.federation import Federation, Fleet, digits_job
-from whimbrel_lab.world import WorldError
+from whimbrel_lab.progress import watch
 from whimbrel_server.settings import TaskSettings
 
-POLL_S = 0.2
-STALL_S = 90.0
 SETTLE_S = 20.0  # after the last round: at most so long for devices that vanished to come back for their receipts
-BAR = 24
 LAST = 3  # rounds that the closing accuracy is the mean of
 
 # Phases are short because all devices are on this machine; the defaults are made for phones.
@@ -67,31 +62,6 @@ class Options:
     keep: bool = False
 
 
-class Progress:
-    """What a person sees: one live line on a terminal, a line a round elsewhere."""
-
-    def __init__(self, rounds: int) -> None:
-        self._rounds, self._live, self._last = rounds, sys.stdout.isatty(), -1
-
-    def show(self, done: int, accuracy: float, counted: int, lost: int) -> None:
-        """Show the rounds done, the newest version's accuracy, the devices in it, and the device-rounds lost so far."""
-        filled = BAR * done // self._rounds
-        line = (
-            f"round {done:2d}/{self._rounds} [{'#' * filled}{'.' * (BAR - filled)}] accuracy {accuracy:.3f}"
-            f"  devices in {counted:2d}, lost {lost:3d}"
-        )
-        if self._live:
-            print(f"\r{line}", end="", flush=True)
-        elif done != self._last:
-            print(line, flush=True)
-        self._last = done
-
-    def close(self) -> None:
-        """End the live line."""
-        if self._live:
-            print()
-
-
 def run(options: Options) -> dict[str, Any]:
     """Run the demo and return what its last line says. Raises WorldError where a process of it fails or nothing moves."""
     begin = time.monotonic()
@@ -118,7 +88,7 @@ def _told(federation: Federation, options: Options) -> dict[str, Any]:
     print("operator owns the authority: honest-but-curious", flush=True)
     print(f"starting an authority, a server and {options.devices} devices, each a process of its own ...", flush=True)
     federation.start()
-    accuracies = _watch(federation, options.rounds, test)
+    accuracies = watch(federation, options.rounds, test)
     left = federation.settle(SETTLE_S)
     if left:
         print(f"{left} devices did not come back for their receipts within {SETTLE_S:.0f} s")
@@ -129,23 +99,6 @@ def _told(federation: Federation, options: Options) -> dict[str, Any]:
     curve.draw(accuracies, yardstick, title, picture)
     print(f"accuracy curve: {picture}")
     return _closing(federation, options, accuracies, yardstick, stats)
-
-
-def _watch(federation: Federation, rounds: int, test: Examples) -> list[float]:
-    """Follow the task to its end and return each version's accuracy on the test examples, the untrained one first."""
-    progress, accuracies, moved = Progress(rounds), list[float](), time.monotonic()
-    while len(accuracies) <= rounds:
-        versions = federation.versions()
-        for version in versions[len(accuracies) :]:
-            accuracies.append(central.accuracy(federation.exported(version["version"]), test))
-            moved = time.monotonic()
-        if versions:
-            progress.show(len(versions) - 1, accuracies[-1], versions[-1]["contributions"], federation.lost())
-        if time.monotonic() - moved > STALL_S:
-            raise WorldError(f"no new version for {STALL_S:.0f} s: {federation.world.server.last_words()}")
-        time.sleep(POLL_S)
-    progress.close()
-    return accuracies
 
 
 def _closing(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from whimbrel.journal import inspect
 from whimbrel.records import UpdateState
-from whimbrel_lab import digits, faults, models
+from whimbrel_lab import digits, faults, models, samples
 from whimbrel_lab.device import Devices, Spec
 from whimbrel_lab.proof import Proof, prove
 from whimbrel_lab.world import World
@@ -54,9 +54,8 @@ class Job:
 def digits_job(fleet: Fleet) -> Job:
     """Return the demo's job: a small CNN, and the digits spread unevenly by Dirichlet(0.3) over labels."""
     train, _ = digits.load(fleet.seed)
-    parts = digits.dirichlet_split(train, fleet.devices, DIRICHLET, fleet.seed)
-    arrays: list[Arrays] = [{"image": part.image, "label": part.label} for part in parts]
-    return Job(models.digits_cnn(fleet.seed).SerializeToString(), tuple(arrays))
+    parts = samples.dirichlet_split(train, fleet.devices, DIRICHLET, fleet.seed)
+    return Job(models.digits_cnn(fleet.seed).SerializeToString(), tuple(part.columns for part in parts))
 
 
 class Federation:

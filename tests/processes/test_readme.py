@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from whimbrel_lab import digits, models
+from whimbrel_lab import digits, models, samples
 from whimbrel_lab.world import Service, command, environment, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -112,12 +112,12 @@ def test_a_fleet_in_an_afternoon_with_devices_of_ten_lines(shell: Shell) -> None
     assert "done" in shell.run("whimbrel-server window list digits")
 
 
-def _device(shell: Shell, index: int, token: str, train: digits.Examples) -> subprocess.Popen[bytes]:
+def _device(shell: Shell, index: int, token: str, train: samples.Examples) -> subprocess.Popen[bytes]:
     """One device: the README's lines with its three names filled in, as a script of its own."""
     home = shell.directory / f"device-{index}"
     home.mkdir()
     part = train.take(np.arange(index * 20, index * 20 + 20))
-    np.savez(home / "mine.npz", image=part.image, label=part.label)
+    np.savez(home / "mine.npz", **part.columns)
     names = {"URL": f"http://127.0.0.1:{shell.device_port}", "ROOT": shell.variables["ROOT"], "TOKEN": token}
     script = "".join(f"{name} = {value!r}\n" for name, value in names.items()) + block("python", "A device in ten lines")
     script = script.replace("DevicePolicy()", "DevicePolicy(backoff_min_s=0.5, backoff_max_s=2)")
