@@ -72,7 +72,7 @@ def _scatter(n: Node, g: Value) -> Gradients:
     if reduction == "add":
         return g, None, chosen
     if reduction == "none":
-        return _placed(n, g, graph.zeros(n[2].shape, g.dtype), "none"), None, chosen
+        return _placed(n, g, graph.zeros(n[2].shape, g.dtype), "none"), None, _not_overwritten(n, chosen)
     if reduction in ("max", "min"):
         return _scatter_extreme(n, g)
     raise Refusal(f"reduction {reduction!r}: one zero among the factors hides the gradient of the others")
@@ -83,6 +83,18 @@ def _scatter_extreme(n: Node, g: Value) -> Gradients:
     kept, reached = n[0].mask("Equal", n.y), n[2].mask("Equal", _chosen(n, n.y))
     share = g / _placed(n, kept, reached, "add")
     return kept * share, None, reached * _chosen(n, share)
+
+
+def _not_overwritten(n: Node, chosen: Value) -> Value:
+    """Zero for updates whose place a later one took: each leaves its number, and finds it again or another's."""
+    graph, rows = n.y.graph, n.op == "ScatterND"
+    if n[1].data is not None and rows and len(set(_positions(n[1].data, n[0].shape[0]))) == n[1].size:
+        return chosen
+    shape = [n[1].size, *[1] * (n[2].rank - 1)] if rows else list(n[1].shape)
+    numbers = graph.op("Range", *(graph.constant(np.array(k)) for k in (0, math.prod(shape), 1))).reshape(shape)
+    places = graph.zeros([n[0].shape[0], *shape[1:]] if rows else n[0].shape, np.dtype(np.int64))
+    found = _chosen(n, _placed(n, places, numbers, "none"))
+    return chosen * graph.op("Equal", found, numbers).cast(chosen.dtype)
 
 
 def _chosen(n: Node, x: Value) -> Value:
