@@ -78,3 +78,21 @@ def test_what_a_setting_is_computed_from_is_no_weight() -> None:
     net = onnx.parser.parse_model(body).graph
     net.initializer.append(onnx.numpy_helper.from_array(np.ones((1, 2, 1, 1), np.float32), "w"))
     assert trainable_names(net, ["*"]) == ["w"]
+
+
+def test_the_numbers_of_a_formula_are_trained_by_name_only() -> None:
+    """Factors, bounds, masks, what is filled in and states to begin with; a weight in the same place is a weight."""
+    text = """<ir_version: 9, opset_import: ["" : 17]>
+net (float[3,4] x, bool[3,4] where, float[2,3,4] sequence) => (float[3,4] y, float[2,1,3,5] h)
+<float[1] factor = {0.5}, float[1] bound = {1e-8}, float[4] mask = {0, -1e9, 0, -1e9}, float[3,4] zeros,
+ float[4] token = {1, 2, 3, 4}, float[1,20,4] w, float[1,20,5] r, float[1,40] b, float[1,3,5] h0, float[1,3,5] c0> {
+  a = Mul (x, factor)  m = Max (a, bound)  k = Add (m, mask)  f = Where (where, zeros, k)  y = Where (where, token, f)
+  h = LSTM <hidden_size=5> (sequence, w, r, b, , h0, c0)
+}"""
+    net = onnx.parser.parse_model(text).graph
+    for info in net.value_info:
+        shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        array = np.arange(15.0).reshape(shape) if info.name == "c0" else np.zeros(shape)
+        net.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), info.name))
+    assert set(trainable_names(net, ["*"])) == {"token", "w", "r", "b", "c0"}
+    assert trainable_names(net, ["h0"]) == ["h0"]

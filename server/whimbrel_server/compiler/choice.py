@@ -57,8 +57,16 @@ def choose(prepared: onnx.ModelProto, spec: StepSpec, new: Sequence[str]) -> Cho
     if not trained:
         names = list(weights_of(prepared.graph))
         more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-        raise CompileError("nothing-to-train", f"train={spec.train!r} selects none of {names[:LISTED]!r}{more}")
+        raise CompileError(
+            "nothing-to-train", f"train={spec.train!r} selects none of {names[:LISTED]!r}{more}{_hint(prepared.graph)}"
+        )
     return Choice(trained, adapters)
+
+
+def _hint(graph: onnx.GraphProto) -> str:
+    """Trees and linear models of `ai.onnx.ml` keep their numbers in attributes."""
+    foreign = sorted({node.op_type for node in graph.node if node.domain == "ai.onnx.ml"})
+    return f"; what {', '.join(foreign)} keep in attributes is not trained" if foreign else ""
 
 
 def moving_statistics(graph: onnx.GraphProto, trained: Iterable[str], output: str | None) -> list[str]:

@@ -145,15 +145,26 @@ class Uses:
         return found
 
     def candidates(self) -> list[str]:
-        """All but scalars, single factors and masks: the numbers of a formula, which are trained only by exact name."""
+        """All but scalars and the numbers of a formula (factors, bounds, masks, fillings), which only their name trains."""
         return [name for name, tensor in self.tensors.items() if tensor.dims and not self._in_formula(name)]
 
     def _in_formula(self, name: str) -> bool:
-        """A factor is one number in a product or quotient, a mask has entries that stand for minus infinity."""
-        tensor, ops = self.tensors[name], {node.op_type for node in self.users.get(name, ())}
-        if ops <= {"Div", "Mul"} and set(tensor.dims) == {1}:
+        """A factor is one number in a product or quotient, or a bound; a mask has entries that stand for minus infinity;
+        one number everywhere is filled in where a condition says so, or as a state to begin with."""
+        tensor, users = self.tensors[name], self.users.get(name, [])
+        ops = {node.op_type for node in users}
+        if ops <= {"Div", "Max", "Min", "Mul"} and set(tensor.dims) == {1}:
             return True
-        return ops <= {"Add", "Where"} and bool((numpy_helper.to_array(tensor) <= MASKED).any())
+        array = numpy_helper.to_array(tensor)
+        if not np.isfinite(array).all():
+            return True
+        if all(node.op_type == "Where" or self._begins_with(node, name) for node in users) and (array == array.flat[:1]).all():
+            return bool(users)
+        return ops <= {"Add", "Where"} and bool((array <= MASKED).any())
+
+    def _begins_with(self, node: onnx.NodeProto, name: str) -> bool:
+        """Whether a recurrent layer reads a tensor as its initial state."""
+        return node.op_type in ("GRU", "LSTM", "RNN") and name in (self.weight.get(other) for other in node.input[5:7])
 
     def used_by(self, node: onnx.NodeProto) -> list[str]:
         """The weights among a node's operands."""
