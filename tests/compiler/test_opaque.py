@@ -39,6 +39,13 @@ KEPT: dict[str, tuple[str, dict[str, int], str]] = {
         "n = Constant <value = int64 {3}> () c = Constant <value = bool {1}> () z = Loop (n, c, h) <"
         " body = a (int64 i, bool k, float[2,4] s) => (bool k2, float[2,4] s2) { k2 = Identity (k) s2 = Add (s, h) }>",
     ),
+    "collected": (
+        "Loop",
+        {},
+        "n = Constant <value = int64 {1}> () c = Constant <value = bool {1}> () e = SequenceEmpty () q = Loop (n, c, e) <"
+        " body = a (int64 i, bool k, seq(float[2,4]) s) => (bool k2, seq(float[2,4]) s2)"
+        " { k2 = Identity (k) s2 = SequenceInsert (s, h) }> z = ConcatFromSequence <axis = 0> (q)",
+    ),
     "sequence": (
         "SequenceAt",
         {},

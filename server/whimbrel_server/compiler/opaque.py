@@ -49,9 +49,8 @@ class Keeper:
 
     def sequence(self, items: Sequence[Value]) -> Value:
         """A sequence as a value, for a kept node that reads one."""
-        if not items:
-            raise CompileError("sequence", f"node {self.graph.origin!r} reads an empty sequence")
-        node = Node("SequenceConstruct", tuple(items), {}, self.graph.origin, gradient=refuse("a sequence carries none"))
+        op = "SequenceConstruct" if items else "SequenceEmpty"
+        node = Node(op, tuple(items), {}, self.graph.origin, gradient=refuse("a sequence carries none"))
         return self.graph.foreign(node, [NO_TENSOR])[0]
 
     def _measured(self, node: Node, outputs: Sequence[str]) -> list[Type]:
