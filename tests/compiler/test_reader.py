@@ -51,6 +51,28 @@ def test_an_old_meaning_that_would_be_lost_is_refused(body: str, reason: str) ->
         prepare(parsed(f"(float[1,2,3,4] x) => (y) {body}", 11))
 
 
+@pytest.mark.parametrize("opset", [11, 14, 20])
+def test_what_was_exported_while_training_is_read_for_inference(opset: int) -> None:
+    outputs, form = ("y, m, v, p, q", "") if opset < 14 else ("y, m, v", "<training_mode=1>")
+    text = "(float[3,2] x) => (y) <float[2] s = {{1.0, 2.0}}> {{ {} = BatchNormalization {} (x, s, s, s, s) }}"
+    model, plain = parsed(text.format(outputs, form), opset), parsed(text.format("y", ""), opset)
+    feeds = random_feeds(model)
+    np.testing.assert_allclose(as_read(sources(model, batch=3), model, feeds), stock(plain)(feeds)["y"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("node", "newer"),
+    [
+        ("Attention <left_window_size=1> (x, x, x)", "left_window_size"),
+        ("Attention (x, x, x, , , , n)", "nonpad_kv_seqlen"),
+    ],
+)
+def test_what_is_newer_than_what_is_known_is_no_silence(node: str, newer: str) -> None:
+    model = parsed(f"(float[1,2,3,4] x) => (y) <int64[1] n = {{3}}> {{ y = {node} }}", 25)
+    with pytest.raises(CompileError, match=f"opset: Attention .*{newer}"):
+        sources(model)
+
+
 def test_an_operator_in_a_file_older_than_it_is_what_it_became() -> None:
     """Runtimes that optimise a file write LayerNormalization into any opset."""
     model = parsed("(float[2,4] x) => (y) <float[4] s = {1.0, 2.0, 3.0, 4.0}> { y = LayerNormalization (x, s) }")

@@ -124,15 +124,25 @@ def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
 def _before_conversion(graph: onnx.GraphProto, opset: int) -> set[str]:
     """Refuses what the converter would change; gives the results of the resizings that it will change."""
     resized = set()
+    _drop_unread_statistics(graph)
     for node in _nodes(graph):
         where = f"{node.op_type} (node {node.name or node.output[0]!r})"
         if opset <= CHANGED.get(node.op_type, 0):
             raise CompileError("opset", f"{where} means something else since opset {CHANGED[node.op_type] + 1}; export it anew")
         if node.op_type == "BatchNormalization" and opset < 14 and any(node.output[1:]):
-            raise CompileError("opset", f"{where} uses the batch's statistics; export the model for inference")
+            raise CompileError("opset", f"{where} gives the batch's statistics away; export the model for inference")
         if node.op_type in ("Resize", "Upsample") and opset <= ASYMMETRIC_RESIZE:
             resized.add(node.output[0])
     return resized
+
+
+def _drop_unread_statistics(graph: onnx.GraphProto) -> None:
+    """Makes a BatchNormalization that was exported in training form one in inference form, as newer opsets' are read."""
+    read = {name for node in _nodes(graph) for name in node.input}
+    read.update(info.name for inner in all_graphs(graph) for info in inner.output)
+    for node in _nodes(graph):
+        if node.op_type == "BatchNormalization" and read.isdisjoint(node.output[1:]):
+            del node.output[1:]
 
 
 def _restore_resizing(graph: onnx.GraphProto, results: set[str]) -> None:

@@ -26,6 +26,7 @@ from whimbrel_server.compiler.rules import LOWERINGS
 from whimbrel_server.compiler.sequences import RULES as SEQUENCES
 from whimbrel_server.compiler.sequences import Items, resolve
 
+NEWEST_OPSET = 23  # of the operators younger than the target's that are lowered while reading
 UNKNOWN_SHAPE = ("dynamic-shape", "shape-inference")
 
 
@@ -155,7 +156,7 @@ class _Reader:
 
     def node(self, node: onnx.NodeProto) -> None:
         """Reads a node, or remembers for each of its outputs why it cannot be read."""
-        self.graph.origin = node.name or node.output[0]
+        self.graph.origin = node.name or next(filter(None, node.output), "")
         try:
             results = self.results(node)
         except CompileError as error:
@@ -251,9 +252,13 @@ def _constant(value: Value) -> bool:
 def _attributes(node: onnx.NodeProto, opset: int, origin: str) -> dict[str, Any]:
     """A node's attributes; what a newer opset added is left out where it changes nothing, and refused elsewhere."""
     attrs = {attr.name: _attribute(attr) for attr in node.attribute}
-    if opset <= OPSET or node.domain not in STANDARD_DOMAINS or not defs.has(node.op_type, OPSET):
+    known = OPSET if defs.has(node.op_type, OPSET) else NEWEST_OPSET
+    if opset <= known or node.domain not in STANDARD_DOMAINS or not defs.has(node.op_type, known):
         return attrs
-    newer, older = defs.get_schema(node.op_type, opset), defs.get_schema(node.op_type, OPSET)
+    newer, older = defs.get_schema(node.op_type, opset), defs.get_schema(node.op_type, known)
+    if len(node.input) > older.max_input:
+        name = newer.inputs[older.max_input].name
+        raise CompileError("opset", f"{node.op_type} (node {origin!r}): {name!r} exists since opset {newer.since_version} only")
     added = [name for name in attrs if name not in older.attributes]
     for name in added:
         default = newer.attributes[name].default_value
