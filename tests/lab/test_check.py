@@ -181,6 +181,24 @@ def test_integers_stay_below_the_table_they_choose_from_and_masks_are_ones() -> 
     assert set(range(7)) >= set(feeds["ids"].ravel().tolist()) >= {0, 6} and feeds["mask"].all()
 
 
+def test_values_that_the_model_does_not_take_are_drawn_anew() -> None:
+    """Indices of what is fed have no table; in some masks, 1 means hidden, and where all is hidden nothing is left."""
+    proto = model(
+        "(float[N,5] nodes, int64[2,E] edges) => (float[2,E,3] y) { h = MatMul (nodes, w) y = Gather (h, edges) }", w=(5, 3)
+    )
+    assert set(fit(proto).feeds["edges"].ravel().tolist()) == {0, 1}
+    body = "a = MatMul (x, w) h = Where (hidden, low, a) s = Softmax (h) y = MatMul (s, w)"
+    proto = model(f"(float[N,3] x, bool[N,3] hidden) => (float[N,3] y) <float low = {{-inf}}> {{ {body} }}", w=(3, 3))
+    fitted = fit(proto)
+    assert not fitted.feeds["hidden"].any() and np.isfinite(fitted.outputs["y"]).all()
+
+
+def test_a_sequence_of_maps_is_named() -> None:
+    node = onnx.helper.make_node("ZipMap", ["x"], ["maps"], domain="ai.onnx.ml")
+    with pytest.raises(objectives.NoOutput, match=r"'maps' .*zipmap=False"):
+        objectives.choose(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [])), {}, None, "auto")
+
+
 def test_a_scalar_is_what_the_model_compares_it_with_unless_given() -> None:
     body = "e = Equal (rate, r) f = Cast <to=1> (e) y = Mul (x, f)"
     proto = model(f"(float[2,6] x, int64 rate) => (float[2,6] y) <int64 r = {{8000}}> {{ {body} }}")

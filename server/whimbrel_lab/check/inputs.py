@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -27,7 +27,20 @@ LENGTHS = (16, 64, 32, 128, 256, 512, 576, 1024, 80, 40, 160, 400, 784, 3000, 16
 FEATURES_SEEN = 6  # sizes of weights near an input that are tried for it
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})  # behind them sizes are others
 INDICES = frozenset(
-    {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Flatten", "Transpose", "Concat", "Expand"}
+    {
+        "Cast",
+        "Concat",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Identity",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
 )
 
 
@@ -42,6 +55,23 @@ class Input:
     name: str
     dtype: np.dtype[np.generic]
     sizes: tuple[Size, ...]
+
+    @property
+    def is_mask(self) -> bool:
+        return self.dtype.kind == "b" or "mask" in self.name.lower()
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How values are drawn: integers below `limit`, and below the bound of their input; masks of this number."""
+
+    limit: int
+    mask: int
+    bounds: Mapping[str, int | None] = field(default_factory=dict)
+
+
+DRAWS = (Draw(2**31, 1), Draw(2, 1), Draw(2, 0), Draw(1, 0))  # in some masks 1 means hidden; some indices count what is fed
+Tried = tuple[dict[str, int], dict[str, Array], list[Array]]  # open sizes, inputs, outputs
 
 
 @dataclass(frozen=True)
@@ -92,17 +122,40 @@ def fit(model: onnx.ModelProto, run: Run, asked: Asked) -> Fitted:
     _check_names(inputs, asked)
     values, notes = _scalars(model, inputs, asked)
     bounds = {one.name: _bound(model, one.name) for one in inputs if one.dtype.kind in "iu"}
-    given, refused = _given_sizes(inputs, asked), ""
-    for sizes in itertools.islice(_assignments(model, inputs, asked, given), ATTEMPTS):
-        feeds = _feeds(inputs, {**given, **sizes}, asked, values, bounds)
-        try:
-            outputs = run(feeds)
-        except Stopped as error:
-            refused = refused or str(error)
-            continue
-        guessed = [f"{name} = {size}" for name, size in sizes.items()]
-        notes += [f"sizes that the file leaves open: {', '.join(guessed)}"] if guessed else []
-        return Fitted(feeds, values, dict(zip(_names(model), outputs, strict=True)), tuple(notes))
+    given = _given_sizes(inputs, asked)
+
+    def feeds(sizes: Mapping[str, int], draw: Draw) -> dict[str, Array]:
+        return _feeds(inputs, {**given, **sizes}, asked, values, replace(draw, bounds=bounds))
+
+    sizes, fed, outputs = _search(inputs, run, feeds, lambda: _assignments(model, inputs, asked, given))
+    guessed = [f"{name} = {size}" for name, size in sizes.items()]
+    notes += [f"sizes that the file leaves open: {', '.join(guessed)}"] if guessed else []
+    return Fitted(fed, values, dict(zip(_names(model), outputs, strict=True)), tuple(notes))
+
+
+def _search(
+    inputs: Sequence[Input],
+    run: Run,
+    feeds: Callable[[Mapping[str, int], Draw], dict[str, Array]],
+    assignments: Callable[[], Iterator[dict[str, int]]],
+) -> Tried:
+    """The first sizes that the model runs on, with the first values that give no NaN, or else any."""
+    refused, found = "", list[Tried]()
+    masks = any(one.dtype.kind in "biu" or one.is_mask for one in inputs)
+    for draw in DRAWS if masks else DRAWS[:1]:
+        for sizes in [found[0][0]] if found else itertools.islice(assignments(), ATTEMPTS):
+            fed = feeds(sizes, draw)
+            try:
+                outputs = run(fed)
+            except Stopped as error:
+                refused = refused or str(error)
+                continue
+            if not any(array.dtype.kind == "f" and np.isnan(array).any() for array in outputs):
+                return sizes, fed, outputs
+            found.append((sizes, fed, outputs))
+            break
+    if found:
+        return found[0]
     wanted = ", ".join(f"{one.name}{list(one.sizes)}" for one in inputs)
     raise Unfit(f"the model runs on none of the inputs tried; give --input NAME=SIZES ({wanted}). onnxruntime: {refused}")
 
@@ -253,7 +306,7 @@ def _feeds(
     sizes: Mapping[str, int],
     asked: Asked,
     values: Mapping[str, float],
-    bounds: Mapping[str, int | None],
+    draw: Draw,
 ) -> dict[str, Array]:
     rng, feeds = np.random.default_rng(asked.seed), {}
     for one in inputs:
@@ -261,16 +314,17 @@ def _feeds(
         if one.name in values:
             feeds[one.name] = np.full(shape, values[one.name]).astype(one.dtype)
         else:
-            feeds[one.name] = _draw(rng, one, shape, bounds.get(one.name))
+            feeds[one.name] = _drawn(rng, one, shape, draw)
     return feeds
 
 
-def _draw(rng: np.random.Generator, one: Input, shape: Shape, bound: int | None) -> Array:
-    """Normal numbers; integers below their bound; masks of ones; states of zeros would hide half of a recurrent layer."""
-    if one.dtype.kind == "b" or "mask" in one.name.lower():
-        return np.ones(shape, one.dtype)
+def _drawn(rng: np.random.Generator, one: Input, shape: Shape, draw: Draw) -> Array:
+    """Normal numbers; integers below their bound; masks of one number; zero states would hide half of a recurrent layer."""
+    if one.is_mask:
+        return np.full(shape, draw.mask, one.dtype)
     if one.dtype.kind in "iu":
+        bound = draw.bounds.get(one.name)
         if bound is None and len(shape) == 1 and "len" in one.name.lower():
             return np.ones(shape, one.dtype)
-        return rng.integers(0, min(bound or 10, 2**31), shape).astype(one.dtype)
+        return rng.integers(0, min(bound or 10, draw.limit), shape).astype(one.dtype)
     return rng.standard_normal(shape).astype(one.dtype) if math.prod(shape) else np.zeros(shape, one.dtype)

@@ -40,12 +40,19 @@ def choose(model: onnx.ModelProto, outputs: Mapping[str, Array], output: str | N
     """The author's choice, completed. Raises NoOutput for a name that is none, or where no output is of real numbers."""
     name = output or next((name for name, array in outputs.items() if array.dtype.kind == "f" and array.size), "")
     if name not in outputs:
-        raise NoOutput(f"the model has no float output {output or ''!r}; it has {', '.join(outputs)}")
+        raise NoOutput(_no_output(model, output, outputs))
     if loss != "auto":
         return Objective(name, loss, "as asked", certain=True)
     ending = _ending(model, name)
     guess, why = _loss_for(outputs[name], ending)
     return Objective(name, guess, why, certain=False, if_cut=ending.op_type == "Div" if ending else False)
+
+
+def _no_output(model: onnx.ModelProto, output: str | None, outputs: Mapping[str, Array]) -> str:
+    maps = [node.output[0] for node in model.graph.node if node.op_type == "ZipMap"]
+    if maps and (output is None or output in maps):
+        return f"output {maps[0]!r} is a sequence of maps (ZipMap) and no tensor; export without it (skl2onnx: zipmap=False)"
+    return f"the model has no float output{'' if output is None else f' {output!r}'}; it has {', '.join(outputs)}"
 
 
 def _ending(model: onnx.ModelProto, output: str) -> onnx.NodeProto | None:
