@@ -317,3 +317,31 @@ def test_an_output_with_time_first_is_turned_round() -> None:
     step, found = loss_of(ended_by("r = Reshape (z, wide) y = Transpose <perm=[1,0,2]> (r)", "[2,4,3]"), spec, label, weight)
     assert found == expected
     assert next(one.shape for one in step.inputs if one.role == "label") == (4, 2)
+
+
+TIME_FIRST = {  # from x [N, T, 2] to z [T, N, 3], with N = T = 3
+    "transpose": "t = Transpose <perm=[1,0,2]> (x) z = MatMul (t, w)",
+    "merged and split": "t = Transpose <perm=[1,0,2]> (x) f = Reshape (t, merged) m = MatMul (f, w) z = Reshape (m, split)",
+    "recurrent": "t = Transpose <perm=[1,0,2]> (x) h = RNN <hidden_size=3> (t, i, r) z = Squeeze (h, one)",
+    "looked up": "p = ArgMax <axis=2, keepdims=0> (x) t = Transpose <perm=[1,0]> (p) z = Gather (w, t)",
+    "still the batch's": "z = MatMul (x, w)",
+}
+
+
+@pytest.mark.parametrize("name", TIME_FIRST)
+def test_time_first_is_known_also_where_there_are_as_many_steps_as_examples(name: str) -> None:
+    """The label stays `[N, T]`: the same loss as with the axes turned by the model itself."""
+    weights = f"float[2,3] w = {{0.5, -1.0, 0.3, 0.8, -0.2, 0.1}}, float[1,3,2] i = {{{'0.4, -0.7, ' * 2}1.0, 0.2}}"
+    weights += f", float[1,3,3] r = {{{'0.3, -0.5, ' * 4}0.1}}, int64[1] one = {{1}}, int64[2] merged = {{9, 2}}"
+    weights += ", int64[3] split = {3, 3, 3}"
+    nodes, swap = TIME_FIRST[name], "y = Transpose <perm=[1,0,2]> (z)" if name != "still the batch's" else "y = Identity (z)"
+    spec, rng = StepSpec("token_cross_entropy", "sgd", 3, train=("w", "r")), np.random.default_rng(2)
+    batch = {"x": rng.normal(size=(3, 3, 2)), "@label": rng.integers(0, 3, (3, 3)), "@weight": rng.uniform(size=(3, 3))}
+    losses = []
+    for body in (nodes.replace("z =", "y ="), f"{nodes} {swap}"):
+        model = text_model(f"net (float[3,3,2] x) => (float[3,3,3] y) <{weights}> {{ {body} }}")
+        step = compile_step(model, spec)
+        feeds = {**batch, **initial_parameters(model, step), "@lr": np.zeros(())}
+        found = stock(step.model)({one.name: np.asarray(feeds[one.name], one.dtype) for one in step.inputs})
+        losses.append(float(found["@loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)

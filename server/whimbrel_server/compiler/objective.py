@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from whimbrel_server.compiler import metrics
 from whimbrel_server.compiler.activation import without_activation
+from whimbrel_server.compiler.batch_axis import batch_axis
 from whimbrel_server.compiler.contract import StepSpec
 from whimbrel_server.compiler.errors import CompileError
 from whimbrel_server.compiler.ir import Value, topological
@@ -39,7 +40,7 @@ def objective(output: Value, spec: StepSpec) -> Objective:
     if spec.label_smoothing and not (kind.smooths and 0.0 < spec.label_smoothing < 1.0):
         raise CompileError("spec", f"label_smoothing is {spec.label_smoothing}, for a cross-entropy and below 1 only")
     output, cut = without_activation(output, kind)
-    if output.rank > 2 and output.shape[0] != spec.batch == output.shape[1]:  # time first, as recurrent layers give it
+    if _time_first(output, spec.batch):
         output = output.transpose([1, 0, *range(2, output.rank)])
     scalar = kind.label is None and not output.rank
     if not output.is_float or not (scalar or output.shape[:1] == (spec.batch,)):
@@ -51,6 +52,13 @@ def objective(output: Value, spec: StepSpec) -> Objective:
     loss = metrics.weighted_mean(sums)
     sums |= metrics.metric_sums(spec.metrics, kind, output, label, weight)
     return Objective((label,) if label else (), weight, loss, sums, cut, scalar)
+
+
+def _time_first(output: Value, batch: int) -> bool:
+    """Whether an output is `[T, N, ...]`, as recurrent layers give it."""
+    if output.rank < 3 or output.shape[1] != batch:
+        return False
+    return output.shape[0] != batch or batch_axis(output, batch) == 1
 
 
 def judged(loss: Value, data: Sequence[Value]) -> Value:
