@@ -78,6 +78,20 @@ def test_dropout_of_two_nodes_draws_two_masks() -> None:
     assert not np.array_equal(found["first"], found["second"])
 
 
+def test_noise_of_two_nodes_differs_and_lets_gradients_pass_beside_it() -> None:
+    """y = m + s noise: dm = 1, ds = noise."""
+    graph, noises = Graph(), []
+    m, s = (graph.input(name, np.dtype(np.float32), (50,)) for name in "ms")
+    for name in ("first", "second"):
+        graph.origin = name
+        noises.append(LOWERINGS["RandomNormalLike"](graph, m))
+    slopes = grad((m + s * noises[0]).sum([0], keepdims=False), {"m": m, "s": s})
+    results = {"dm": slopes["m"], "ds": slopes["s"], "noise": noises[0], "other": noises[1]}
+    found = stock(graph.export([m, s], results, "noise"))({"m": np.ones(50, np.float32), "s": np.ones(50, np.float32)})
+    assert (found["dm"] == 1).all() and np.array_equal(found["ds"], found["noise"])
+    assert not np.array_equal(found["noise"], found["other"])
+
+
 @pytest.mark.parametrize("gate_first", [False, True])
 def test_silu_written_as_a_product_has_its_derivative(gate_first: bool) -> None:
     """s + x s (1 - s), with one more s (1 - s) where the gate itself is used as well."""

@@ -12,6 +12,7 @@ from whimbrel_server.compiler.rules.table import Gradients
 CONSTANT = "piecewise constant: its derivative is zero wherever it exists"
 LOGICAL = "its result is logical"
 INDEX = "its result is an index or a count"
+DRAWN = "its result is drawn, and only the shape is read"
 INTEGER = "its result is an integer"
 
 STOPS: Mapping[str, str] = {
@@ -19,6 +20,7 @@ STOPS: Mapping[str, str] = {
     **dict.fromkeys(("And", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual"), LOGICAL),
     **dict.fromkeys(("Not", "Or", "Xor"), LOGICAL),
     **dict.fromkeys(("ArgMax", "ArgMin", "Shape", "Size"), INDEX),
+    **dict.fromkeys(("RandomNormalLike", "RandomUniformLike"), DRAWN),
     "QuantizeLinear": INTEGER,
 }
 
