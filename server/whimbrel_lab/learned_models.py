@@ -27,7 +27,7 @@ SMALL, LARGE = Size(48, 4, 96, 2), Size(128, 4, 512, 2)
 
 
 def transformer(seed: int, size: Size) -> onnx.ModelProto:
-    """A pre-norm encoder with a mean over words: "words" int64 `[N, 16]` (0: padding) to "logits" `[N, 6]`.
+    """A pre-norm encoder with a mean over words: "words" int64 `[N, 16]` (0: padding) to "logits" `[N, 3]`.
 
     Vaswani et al., "Attention Is All You Need", 2017, section 3; layer norms first as in Xiong et al. 2020.
     """
@@ -43,10 +43,8 @@ def transformer(seed: int, size: Size) -> onnx.ModelProto:
         wide = b.token_dense(f"{name}.wide", b.layer_norm(f"{name}.norm1", x, width), width, size.inner)
         x = b.op("Add", x, b.token_dense(f"{name}.narrow", b.op("Gelu", wide), size.inner, width))
     pooled = _mean_over_words(b, b.layer_norm("norm", x, width), there)
-    logits = b.dense("head", pooled, width, len(sentences.PAIRS))
-    return b.graph(
-        {"words": (TensorProto.INT64, ["N", tokens])}, ("logits", ["N", len(sentences.PAIRS)]), logits, "transformer"
-    )
+    logits = b.dense("head", pooled, width, sentences.KINDS)
+    return b.graph({"words": (TensorProto.INT64, ["N", tokens])}, ("logits", ["N", sentences.KINDS]), logits, "transformer")
 
 
 def _attention(b: Builder, name: str, x: str, missing: str, size: Size) -> str:

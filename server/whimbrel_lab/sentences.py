@@ -1,12 +1,11 @@
-"""Sentences of a small grammar, made up: who does something to whom, among people, animals and machines.
+"""Sentences of a small grammar, made up: who does something to whom, among people, animals, machines?
 
 What belongs here: the grammar and its two domains. What does not: how sentences are spread over devices (`samples.py`).
-A bag of words does not tell who does it: the order and the little words do, in each domain in another way.
+A bag of words does not tell who does it: both are in it. The order and the little words do, in each domain in another way.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,8 +15,6 @@ from whimbrel_lab.samples import Examples, shuffled
 TOKENS = 16
 KINDS, NOUNS = 3, 12  # people, animals, machines; so many nouns of each
 VERBS, ADJECTIVES, ADVERBS = 80, 60, 40
-PAIRS = tuple(itertools.permutations(range(KINDS), 2))
-"""The classes: the kinds of who does it and of whom it is done to."""
 PLAIN, FRONTED = "plain", "fronted"
 PASSIVES = 0.4
 
@@ -32,16 +29,17 @@ Choose = Callable[[int], int]
 
 
 def load(seed: int, count: int = 3000, domain: str = PLAIN) -> tuple[Examples, Examples]:
-    """Return (training, test) examples: "words" int64 [N, 16], 0 after a sentence's end; labels index `PAIRS`.
+    """Return (training, test) examples: "words" int64 [N, 16], 0 after a sentence's end; the label is the kind of who does it.
 
     In the domain "plain" who acts comes first ("the man chased a dog", or "a dog was chased by the man"), in "fronted" last
     ("a dog the man chased", "by the man a dog was chased").
     """
     rng = np.random.default_rng([seed, len(domain)])
-    label = rng.integers(0, len(PAIRS), count)
+    label = rng.integers(0, KINDS, count)
+    other = (label + rng.integers(1, KINDS, count)) % KINDS
     words = np.zeros((count, TOKENS), np.int64)
-    for row, pair in zip(words, label, strict=True):
-        sentence = _sentence(PAIRS[pair], domain == FRONTED, rng)
+    for row, pair in zip(words, np.stack([label, other], 1), strict=True):
+        sentence = _sentence((int(pair[0]), int(pair[1])), domain == FRONTED, rng)
         row[: len(sentence)] = sentence
     return shuffled(Examples({"words": words}, label), seed)
 

@@ -80,3 +80,15 @@ async def test_an_upload_that_is_old_is_there_for_the_task_that_is_made_of_it(tm
 
         coordinator.services.blobs.get = long_ago  # type: ignore[method-assign, assignment]
         await operator.start_task()
+
+
+async def test_what_a_plan_hands_over_is_served_and_stays_as_long_as_its_task(tmp_path: Path) -> None:
+    world = await World.make(tmp_path)
+    async with world.serving() as (server, operator, devices):
+        await operator.start_task(local=["dense2.bias"])
+        (ref,) = {task.body.fixed_blob for task in server.coordinator.catalogue.live.values()}
+        assert ref is not None
+        aged(world.data.blobs)
+        await server.coordinator.tidy()
+    async with world.serving() as (server, operator, devices):
+        assert len(await devices[0].blob(ref.sha256)) == ref.size
