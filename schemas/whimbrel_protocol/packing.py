@@ -108,7 +108,7 @@ def decode_sum(spec: VectorSpec, words: bytes, survivors: int) -> WindowSum:
 
 
 def _all_within(values: NDArray[np.int32], least: int, greatest: int) -> bool:
-    return bool((values >= least).all() and (values <= greatest).all())
+    return not values.size or bool(least <= values.min() and values.max() <= greatest)
 
 
 def _demand_sum(holds: bool, reason: str) -> None:

@@ -23,7 +23,9 @@ logger = logging.getLogger("whimbrel.http")
 _NAME = "whimbrel"
 # After a refusal the rest of the body is read for this long, so that the client gets to see the answer.
 _LINGER_S = 1.0
-_READ_AHEAD = 2**14  # what a connection may buffer before its upload is read: it stands beside the staging budget, once each
+# What a connection may buffer before its upload is read, and what is read of it at once (asyncio takes 256 KiB otherwise): both
+# stand beside the staging budget, once each connection.
+_READ_AHEAD, _READ_ONCE = 2**14, 2**15
 # Long polls are cut off when the server stops: devices ask again, and a kill must be as good as a stop.
 _SHUTDOWN_S = 0.5
 
@@ -57,6 +59,8 @@ class _Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        if hasattr(transport, "max_size"):
+            transport.max_size = _READ_ONCE
         self._room.open += 1
         self._first = asyncio.get_running_loop().call_later(self._room.terms.idle_s, self.force_close)
 
