@@ -193,6 +193,11 @@ def test_values_that_the_model_does_not_take_are_drawn_anew() -> None:
     assert not fitted.feeds["hidden"].any() and np.isfinite(fitted.outputs["y"]).all()
 
 
+def test_an_output_as_long_as_an_input_has_no_classes() -> None:
+    proto = model("(float[N,T] x) => (float[N,T] y) { y = Mul (x, w) }", w=(1,))
+    assert objectives.choose(proto, fit(proto).outputs, None, "auto").loss == "mse"
+
+
 def test_a_sequence_of_maps_is_named() -> None:
     node = onnx.helper.make_node("ZipMap", ["x"], ["maps"], domain="ai.onnx.ml")
     with pytest.raises(objectives.NoOutput, match=r"'maps' .*zipmap=False"):

@@ -16,6 +16,7 @@ from whimbrel_lab.check.runtime import Array
 
 SAME_VALUES = frozenset({"Identity", "Reshape", "Squeeze", "Unsqueeze", "Cast", "Flatten"})
 FALLBACK = "mse"
+ACTIVATIONS = frozenset({"LogSoftmax", "Sigmoid", "Softmax"})
 
 
 class NoOutput(ValueError):
@@ -45,6 +46,8 @@ def choose(model: onnx.ModelProto, outputs: Mapping[str, Array], output: str | N
         return Objective(name, loss, "as asked", certain=True)
     ending = _ending(model, name)
     guess, why = _loss_for(outputs[name], ending)
+    if ending is None or ending.op_type not in ACTIVATIONS:
+        guess, why = _unless_positions(model, name, guess, why)
     return Objective(name, guess, why, certain=False, if_cut=ending.op_type == "Div" if ending else False)
 
 
@@ -53,6 +56,15 @@ def _no_output(model: onnx.ModelProto, output: str | None, outputs: Mapping[str,
     if maps and (output is None or output in maps):
         return f"output {maps[0]!r} is a sequence of maps (ZipMap) and no tensor; export without it (skl2onnx: zipmap=False)"
     return f"the model has no float output{'' if output is None else f' {output!r}'}; it has {', '.join(outputs)}"
+
+
+def _unless_positions(model: onnx.ModelProto, name: str, guess: str, why: str) -> tuple[str, str]:
+    """No classes where the last axis is as long as an input, by its symbol: then there is a number for each position."""
+    dims = {info.name: info.type.tensor_type.shape.dim for info in model.graph.output}[name]
+    symbols = {dim.dim_param for info in model.graph.input for dim in info.type.tensor_type.shape.dim} - {""}
+    if guess == "output" or not dims or dims[-1].dim_param not in symbols:
+        return guess, why
+    return FALLBACK, f"an output whose last size is {dims[-1].dim_param!r}, an input's own, is taken for real numbers"
 
 
 def _ending(model: onnx.ModelProto, output: str) -> onnx.NodeProto | None:
@@ -70,7 +82,7 @@ def _loss_for(output: Array, ending: onnx.NodeProto | None) -> tuple[str, str]:
         return "output", "the output is one number: it is taken for the loss"
     if op == "Sigmoid":
         return "bce_with_logits", "the output ends in Sigmoid"
-    if op in ("Softmax", "LogSoftmax"):
+    if op in ACTIVATIONS:
         return _by_class_axis(ending, output), f"the output ends in {op}"
     if output.ndim == 1 or shape[-1] == 1 or output.ndim > 3:
         return FALLBACK, f"an output {list(shape)} is taken for real numbers"
