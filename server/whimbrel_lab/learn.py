@@ -28,7 +28,8 @@ from whimbrel_server.settings import TaskSettings
 SKEW = 1.0  # of the Dirichlet shares in which labels are spread over devices
 SETTLE_S = 20.0
 PATTERNS = ("layer*.query.*", "layer*.key.*", "layer*.value.*", "layer*.out.*")  # the weights that get adapters
-FEW = 1200  # sentences of the domain that adapters learn
+TRAINED = ("head.*", "biases", "norms")  # what is trained beside them
+FEW = 2000  # sentences of the domain that adapters learn
 LAST = 3  # versions that an accuracy is the mean of
 
 
@@ -141,7 +142,7 @@ def _adapted(options: Options) -> dict[str, Any]:
     pretrained = _pretrained(options.seed)
     train, test = sentences.load(options.seed, FEW, sentences.FRONTED)
     full = _task(Lesson(lambda _: pretrained, sentences.load, ADAPTING), options, train, test)
-    changes = {"lora_rank": options.lora, "lora_alpha": 4.0 * options.lora, "lora_patterns": PATTERNS, "train": ("head.*",)}
+    changes = {"lora_rank": options.lora, "lora_alpha": 4.0 * options.lora, "lora_patterns": PATTERNS, "train": TRAINED}
     lora = replace(full, settings=msgspec.structs.replace(full.settings, **changes))
     print("all weights:", flush=True)
     everything, _ = _federated(full, options)
