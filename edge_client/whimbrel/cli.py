@@ -76,7 +76,6 @@ def _add_policy(run: argparse.ArgumentParser) -> None:
     run.add_argument("--backoff-max", type=float, default=default.backoff_max_s, metavar="SECONDS")
     run.add_argument("--patience", type=float, default=default.window_patience_s, metavar="SECONDS", help="inside a window")
     run.add_argument("--threads", type=int, default=default.threads)
-    run.add_argument("--low-memory", action="store_true")
     run.add_argument("-v", "--verbose", action="store_true", help="log every stage to stderr")
 
 
@@ -88,7 +87,6 @@ def _policy(arguments: argparse.Namespace) -> DevicePolicy:
         backoff_max_s=arguments.backoff_max,
         window_patience_s=arguments.patience,
         threads=arguments.threads,
-        low_memory=arguments.low_memory,
     )
 
 

@@ -54,7 +54,6 @@ class DevicePolicy:
     poll_s: float = 25.0  # the longest that the server holds a request
     slice_s: float = 5.0  # training runs in slices of at most this long
     threads: int = 1
-    low_memory: bool = False  # no memory arena: a third less memory, up to two thirds more time
 
     def __post_init__(self) -> None:
         """Refuse what would weaken the protocol or stop the device."""

@@ -212,7 +212,7 @@ class Participant:
         if self._trainer is None or self._trainer[0] is not job:
             runtime = _runtime()
             policy = self._settings.policy
-            trainer = runtime.Trainer(job, self._gathered(self._examples, job.body), policy.threads, policy.low_memory)
+            trainer = runtime.Trainer(job, self._gathered(self._examples, job.body), policy.threads)
             saved = self._opened(self._journal).checkpoint()
             if saved is not None:
                 trainer.resume(saved)
@@ -242,7 +242,7 @@ class Participant:
         lattice = apply(wire.decode(model, ModelDelta), shapes)
         parameters = [t.values().reshape(shape) for t, shape in zip(lattice, shapes.values(), strict=True)]
         policy = self._settings.policy
-        judge = _runtime().Evaluator(body, policy.threads, policy.low_memory, self._held(body, memory))
+        judge = _runtime().Evaluator(body, policy.threads, self._held(body, memory))
         metrics: Metrics = judge.evaluate(parameters, self._gathered(source, body))
         return metrics
 

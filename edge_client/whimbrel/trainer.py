@@ -40,14 +40,14 @@ class Trainer:
     Raises ProtocolError 504 for too few examples, 508 for a plan that the runtime does not take.
     """
 
-    def __init__(self, job: TrainingJob, examples: Examples, threads: int = 1, low_memory: bool = False) -> None:
+    def __init__(self, job: TrainingJob, examples: Examples, threads: int = 1) -> None:
         body = job.body
         least = max(body.min_examples, body.batch if body.drop_ragged else 1)
         if examples.count < least:
             raise ProtocolError(Code.TOO_FEW_EXAMPLES, f"{examples.count} examples, {least} are needed")
         self._job, self._examples = job, examples
         self._seed, self._spent_s, self.steps = job.seed, 0.0, 0
-        self._graph = StepGraph(job, threads, low_memory)
+        self._graph = StepGraph(job, threads)
         self._sums = dict.fromkeys(self._graph.sums(), 0.0)
         self._per_epoch = examples.count // body.batch if body.drop_ragged else -(-examples.count // body.batch)
         self._epoch, self._order = -1, np.empty(0, np.int64)
@@ -140,9 +140,9 @@ def _shuffled(seed: bytes, epoch: int, count: int) -> npt.NDArray[np.int64]:
 class StepGraph:
     """The train-step graph with its buffers."""
 
-    def __init__(self, job: TrainingJob, threads: int, low_memory: bool) -> None:
+    def __init__(self, job: TrainingJob, threads: int) -> None:
         body = job.body
-        self._session = open_graph(body.train_graph, body.inputs, body.outputs, (threads, low_memory), _frozen(job))
+        self._session = open_graph(body.train_graph, body.inputs, body.outputs, threads, _frozen(job))
         self._batch = _BatchBuffers(body.inputs)
         local = [job.held[one.name] for one in body.of("local")]
         start = [*job.base, *local, *(np.full(one.shape, one.default, one.dtype) for one in body.of("state"))]
@@ -260,12 +260,10 @@ class Evaluator:
     `held` is what the device has beside versions, by name. Raises ProtocolError 508 as `Trainer` does.
     """
 
-    def __init__(
-        self, body: PlanBody, threads: int = 1, low_memory: bool = False, held: Mapping[str, Array] | None = None
-    ) -> None:
+    def __init__(self, body: PlanBody, threads: int = 1, held: Mapping[str, Array] | None = None) -> None:
         self._body, self._held = body, held or {}
         frozen = {one.name: self._held[one.name] for one in body.fixed if one.role == "frozen"}
-        self._session = open_graph(body.eval_graph, body.eval_inputs, body.eval_outputs, (threads, low_memory), frozen)
+        self._session = open_graph(body.eval_graph, body.eval_inputs, body.eval_outputs, threads, frozen)
 
     def evaluate(self, parameters: Sequence[Float32], examples: Examples) -> Metrics:
         """Return the metrics of a version (plan order and shapes). Raises ProtocolError 504 without examples."""
@@ -308,15 +306,15 @@ def open_graph(
     graph: bytes,
     inputs: Sequence[Binding],
     outputs: Sequence[Binding],
-    how: tuple[int, bool],
+    threads: int,
     frozen: Mapping[str, Array],
 ) -> Any:
-    """Return a session on a compressed graph; `how` is (threads, low_memory), `frozen` the weights that lie outside of it.
+    """Return a session on a compressed graph; `frozen` holds the weights that lie outside of it.
 
     Raises ProtocolError 508 where the runtime refuses it or its inputs and outputs are not the plan's.
     """
     options = ort.SessionOptions()
-    options.intra_op_num_threads, options.enable_cpu_mem_arena = how[0], not how[1]
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # A pattern would hold one block for all tensors beside the arena that the first run filled; planned reuse keeps large
     # buffers for small tensors, which the arena does better.

@@ -43,7 +43,6 @@ class Options:
     torch: str | None = None
     models: tuple[str, ...] = tuple(BENCHES)
     threads: tuple[int, ...] = (1, 2)
-    low_memory: bool = False
 
 
 class _Worker:
@@ -124,8 +123,7 @@ def _row(name: str, threads: int, files: tuple[Path, Path], options: Options) ->
 
 def _workers(name: str, threads: int, files: tuple[Path, Path], options: Options) -> dict[str, _Worker]:
     plan, data = (str(path) for path in files)
-    low = "1" if options.low_memory else "0"
-    workers = {"ours": _Worker([sys.executable, "-m", "whimbrel_lab.bench_worker", plan, data, str(threads), low], sys.path)}
+    workers = {"ours": _Worker([sys.executable, "-m", "whimbrel_lab.bench_worker", plan, data, str(threads)], sys.path)}
     if options.torch:
         script = str(Path(__file__).with_name("bench_torch.py"))
         workers["torch"] = _Worker([options.torch, script, name, str(threads), data])
@@ -211,6 +209,6 @@ def main(options: Options) -> None:
     columns = ("ours_ms", "torch_ms", "ratio", "busy_ratio", "ours_mb", "torch_mb", "memory_ratio", "products")
     print(f"{'model':12} {'threads':>7} " + " ".join(f"{column:>12}" for column in columns))
     for name in options.models:
-        for row in run(Options(options.torch, (name,), options.threads, options.low_memory)):
+        for row in run(Options(options.torch, (name,), options.threads)):
             cells = (f"{row[column]:12.2f}" if column in row else f"{'-':>12}" for column in columns)
             print(f"{row['model']:12} {row['threads']:7} " + " ".join(cells), flush=True)

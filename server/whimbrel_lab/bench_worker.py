@@ -29,21 +29,21 @@ def memory_kb(field: str) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith(field)), 0)
 
 
-def _opened(plan: Path, data: Path, threads: int, low_memory: bool) -> tuple[StepGraph, Examples]:
+def _opened(plan: Path, data: Path, threads: int) -> tuple[StepGraph, Examples]:
     body = wire.decode(plan.read_bytes(), PlanBody)
     with np.load(data) as arrays:
         rate = float(arrays["rate"])
         base = tuple(arrays[f"w:{one.name}"] for one in body.inputs if one.role == "param")
         examples = gather([{"x": arrays["x"], "@label": arrays["label"]}], body.inputs)
     header = VersionHeader(1, 1.0, 0.0, rate, 0.0, 0.0, 0.0, 1, 0, 0, 0, 0)
-    return StepGraph(TrainingJob(b"bench", body, base, header, bytes(32)), threads, low_memory), examples
+    return StepGraph(TrainingJob(b"bench", body, base, header, bytes(32)), threads), examples
 
 
 def main() -> None:
     """Answer until standard input ends."""
     loaded = memory_kb("VmRSS")
-    plan, data, threads, low_memory = sys.argv[1:5]
-    graph, examples = _opened(Path(plan), Path(data), int(threads), low_memory == "1")
+    plan, data, threads = sys.argv[1:4]
+    graph, examples = _opened(Path(plan), Path(data), int(threads))
     rows, loss = np.arange(examples.count), 0.0
     for line in sys.stdin:
         wall, busy = time.perf_counter(), time.process_time()

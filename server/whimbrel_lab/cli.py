@@ -84,7 +84,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     if arguments.what in ("all", "kernels"):
         bench_kernels.main()
     if arguments.what in ("all", "steps"):
-        chosen = {name: getattr(arguments, name) for name in ("torch", "models", "threads", "low_memory")}
+        chosen = {name: getattr(arguments, name) for name in ("torch", "models", "threads")}
         bench_steps.main(bench_steps.Options(**{name: value for name, value in chosen.items() if value is not None}))
     return 0
 
@@ -197,7 +197,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--models", type=lambda text: tuple(text.split(",")), metavar="M,M,...", help="which train steps")
     bench.add_argument("--threads", type=_counts, metavar="T,T,...", help="default 1,2")
-    bench.add_argument("--low-memory", action="store_true", help="as a device that saves memory rather than time")
     bench.set_defaults(run=_bench)
     return parser
 

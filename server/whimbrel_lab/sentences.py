@@ -6,7 +6,7 @@ A bag of words does not tell who does it: both are in it. The order and the litt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -31,8 +31,8 @@ Choose = Callable[[int], int]
 def load(seed: int, count: int = 3000, domain: str = PLAIN) -> tuple[Examples, Examples]:
     """Return (training, test) examples: "words" int64 [N, 16], 0 after a sentence's end; the label is the kind of who does it.
 
-    In the domain "plain" who acts comes first ("the man chased a dog", or "a dog was chased by the man"), in "fronted" last
-    ("a dog the man chased", "by the man a dog was chased").
+    In the domain "plain" a third party stands behind a noun ("the man near a cat chased a dog", "a dog was chased by the
+    man"), in "fronted" two stand before everything ("near a cat and a robot the man chased a dog").
     """
     rng = np.random.default_rng([seed, len(domain)])
     label = rng.integers(0, KINDS, count)
@@ -48,29 +48,30 @@ def _sentence(pair: tuple[int, int], fronted: bool, rng: np.random.Generator) ->
     def choose(count: int) -> int:
         return int(rng.integers(count))
 
-    actor, patient = (_noun_phrase(kind, choose) for kind in pair)
+    actor, patient = (_noun_phrase(kind, choose, fronted) for kind in pair)
     verb = [_VERB + choose(VERBS)]
     if choose(2):
         verb.insert(0, _ADVERB + choose(ADVERBS))
     passive = rng.random() < PASSIVES
-    if passive:
-        verb, actor = [_word("was"), *verb], [_word("by"), *actor]
-    return [*_ordered(actor, verb, patient, passive, fronted), _word(".")]
+    said = [*patient, _word("was"), *verb, _word("by"), *actor] if passive else [*actor, *verb, *patient]
+    return [*(_third_parties(choose) if fronted else []), *said, _word(".")]
 
 
-def _ordered(actor: Sequence[int], verb: Sequence[int], patient: Sequence[int], passive: bool, fronted: bool) -> list[int]:
-    if fronted:
-        return [*actor, *patient, *verb] if passive else [*patient, *actor, *verb]
-    return [*patient, *verb, *actor] if passive else [*actor, *verb, *patient]
-
-
-def _noun_phrase(kind: int, choose: Choose) -> list[int]:
+def _noun_phrase(kind: int, choose: Choose, fronted: bool) -> list[int]:
     phrase = [_word("a" if choose(2) else "the"), _NOUN + kind * NOUNS + choose(NOUNS)]
     if choose(2):
         phrase.insert(1, _ADJECTIVE + choose(ADJECTIVES))
-    if not choose(4):  # a third party, of any kind, that has no part in it
-        phrase += [_word("near"), _NOUN + choose(KINDS * NOUNS)]
+    if not fronted and not choose(4):  # a third party, of any kind, that has no part in it
+        phrase += [_word("near"), _any_noun(choose)]
     return phrase
+
+
+def _third_parties(choose: Choose) -> list[int]:
+    return [_word("near"), _any_noun(choose), _word("and"), _any_noun(choose)]
+
+
+def _any_noun(choose: Choose) -> int:
+    return _NOUN + choose(KINDS * NOUNS)
 
 
 def _word(little: str) -> int:

@@ -69,7 +69,7 @@ class _Device:
         frozen = load(folder, "frozen")
         body = replace(body, fixed=tuple(Binding("frozen", key, str(one.dtype), one.shape) for key, one in frozen.items()))
         self._job = TrainingJob(b"check", body, tuple(self.start), header, bytes(32), frozen)
-        self._graph = StepGraph(self._job, 1, False)
+        self._graph = StepGraph(self._job, 1)
         self._graph.feed(load(folder, "batch"))
         self._fresh = [array.copy() for array in self._graph.buffers()]
 
