@@ -19,8 +19,8 @@ import numpy as np
 import onnxruntime as ort
 
 from whimbrel_server.compiler.grad import grad
-from whimbrel_server.compiler.ir import Graph, Value
-from whimbrel_server.compiler.layout import channels_first, samples_first
+from whimbrel_server.compiler.graph.ir import Graph, Value
+from whimbrel_server.compiler.graph.layout import channels_first, samples_first
 from whimbrel_server.compiler.rules import costs
 from whimbrel_server.compiler.rules.batch_normalization import lower_batch_normalization
 from whimbrel_server.compiler.rules.convolution import lower_convolution

@@ -19,7 +19,7 @@ import numpy as np
 
 from whimbrel_lab import central, learned_models, sentences
 from whimbrel_lab.federation import Federation, Fleet, Job
-from whimbrel_lab.lessons import ADAPTING, LESSONS, PRETRAINING, Lesson
+from whimbrel_lab.lessons import ADAPTING, LESSONS, PRETRAINING, WITH_ADAPTERS, Lesson
 from whimbrel_lab.progress import watch
 from whimbrel_lab.samples import Examples, dirichlet_split
 from whimbrel_server import plans
@@ -142,8 +142,9 @@ def _adapted(options: Options) -> dict[str, Any]:
     pretrained = _pretrained(options.seed)
     train, test = sentences.load(options.seed, FEW, sentences.FRONTED)
     full = _task(Lesson(lambda _: pretrained, sentences.load, ADAPTING), options, train, test)
+    lora = _task(Lesson(lambda _: pretrained, sentences.load, WITH_ADAPTERS), options, train, test)
     changes = {"lora_rank": options.lora, "lora_alpha": 4.0 * options.lora, "lora_patterns": PATTERNS, "train": TRAINED}
-    lora = replace(full, settings=msgspec.structs.replace(full.settings, **changes))
+    lora = replace(lora, settings=msgspec.structs.replace(lora.settings, **changes))
     print("all weights:", flush=True)
     everything, _ = _federated(full, options)
     print("adapters:", flush=True)

@@ -76,4 +76,6 @@ LESSONS = {
 
 # A large transformer, trained in one place on one domain and on a fleet on another.
 PRETRAINING = _settings(rounds=8, epochs=1, optimizer="adam", lr=0.001)
-ADAPTING = _settings(**_CLIPPED, rounds=9, epochs=5, lr=0.05, server_lr=1.2, lr_decay=0.8, decay_after=6)
+_ADAPTING = {"rounds": 9, "epochs": 5, "batch": 8, "server_lr": 1.2, "lr_decay": 0.8, "decay_after": 6}
+ADAPTING = _settings(**{**_CLIPPED, **_ADAPTING}, lr=0.05)
+WITH_ADAPTERS = _settings(**_ADAPTING, optimizer="adam", lr=0.005)

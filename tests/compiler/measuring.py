@@ -16,9 +16,10 @@ from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as Missin
 
 from tests.compiler.cases.case import Case, is_differentiable, opsets
 from tests.compiler.evaluation import Array, directional_difference, in_double, reference, stock
-from whimbrel_server.compiler import prepare, reader, selection
+from whimbrel_server.compiler.choice import selection
 from whimbrel_server.compiler.grad import grad
 from whimbrel_server.compiler.rules import STOPS, costs
+from whimbrel_server.compiler.source import prepare, reader
 
 
 def largest_errors(case: Case) -> dict[int, dict[str, float]]:

@@ -18,8 +18,8 @@ from tests.compiler.cases import CASES
 from tests.compiler.cases.case import Case, is_differentiable, opsets
 from tests.compiler.measuring import largest_errors
 from tests.compiler.ops import OPS
-from whimbrel_server.compiler.prepare import OLDEST_OPSET
 from whimbrel_server.compiler.rules import LOWERINGS, RULES, STOPS
+from whimbrel_server.compiler.source.prepare import OLDEST_OPSET
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "operators.md"

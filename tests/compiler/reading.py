@@ -9,10 +9,10 @@ import onnxruntime
 from onnx import numpy_helper, shape_inference
 
 from tests.compiler.evaluation import Array, stock
+from whimbrel_server.compiler.choice.selection import weights_of
 from whimbrel_server.compiler.contract import Run
-from whimbrel_server.compiler.prepare import prepare
-from whimbrel_server.compiler.reader import Reading, Source, read
-from whimbrel_server.compiler.selection import weights_of
+from whimbrel_server.compiler.source.prepare import prepare
+from whimbrel_server.compiler.source.reader import Reading, Source, read
 
 ANY_SIZE = 1 << 62
 

@@ -11,7 +11,7 @@ import pytest
 from tests.compiler.evaluation import Array, stock
 from whimbrel_server.compiler.errors import Refusal
 from whimbrel_server.compiler.grad import grad
-from whimbrel_server.compiler.ir import Graph
+from whimbrel_server.compiler.graph.ir import Graph
 from whimbrel_server.compiler.rules import LOWERINGS
 from whimbrel_server.compiler.rules.activations import random_dropout
 

@@ -11,8 +11,8 @@ import pytest
 from tests.compiler.evaluation import Array, reference, stock
 from whimbrel_server.compiler import CompileError
 from whimbrel_server.compiler.contract import StepSpec
-from whimbrel_server.compiler.ir import Graph
-from whimbrel_server.compiler.objective import objective
+from whimbrel_server.compiler.graph.ir import Graph
+from whimbrel_server.compiler.training.objective import objective
 
 FRAMES, CLASSES = 4, 3
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.compiler.evaluation import stock
 from whimbrel_server.compiler.errors import UnsupportedOperator
 from whimbrel_server.compiler.grad import grad
-from whimbrel_server.compiler.ir import Graph
+from whimbrel_server.compiler.graph.ir import Graph
 from whimbrel_server.compiler.rules import LOWERINGS
 
 SIZES = {"a": 2, "b": 3, "c": 1, "d": 4}

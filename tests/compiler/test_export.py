@@ -11,8 +11,8 @@ from tests.compiler.evaluation import Array, stock
 from whimbrel_lab.bench_models import BENCHES
 from whimbrel_server.compiler import StepSpec, compile_step
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.export import EMBED_LIMIT, external_constants
-from whimbrel_server.compiler.ir import Graph, Value
+from whimbrel_server.compiler.graph.export import EMBED_LIMIT, external_constants
+from whimbrel_server.compiler.graph.ir import Graph, Value
 
 
 def product(weight: Array, name: str) -> tuple[Graph, Value, Value]:

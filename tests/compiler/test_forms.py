@@ -9,8 +9,8 @@ import pytest
 
 from tests.compiler.evaluation import Array, reference, stock
 from whimbrel_server.compiler.grad import grad
-from whimbrel_server.compiler.ir import Graph
-from whimbrel_server.compiler.layout import channels_first, samples_first
+from whimbrel_server.compiler.graph.ir import Graph
+from whimbrel_server.compiler.graph.layout import channels_first, samples_first
 from whimbrel_server.compiler.rules import costs
 from whimbrel_server.compiler.rules.batch_normalization import lower_batch_normalization
 from whimbrel_server.compiler.rules.convolution import lower_convolution

@@ -13,10 +13,10 @@ from tests.compiler.evaluation import Array, in_double, reference, stock
 from whimbrel_lab.models import mlp
 from whimbrel_server.compiler import StepSpec, TrainStep, compile_step
 from whimbrel_server.compiler.grad import grad
-from whimbrel_server.compiler.ir import Graph
-from whimbrel_server.compiler.losses import LOSSES
-from whimbrel_server.compiler.objective import objective
-from whimbrel_server.compiler.optim import OPTIMIZERS
+from whimbrel_server.compiler.graph.ir import Graph
+from whimbrel_server.compiler.training.losses import LOSSES
+from whimbrel_server.compiler.training.objective import objective
+from whimbrel_server.compiler.training.optim import OPTIMIZERS
 
 GOLDEN = Path(__file__).parent / "golden"
 LOSS = dict(np.load(GOLDEN / "losses.npz"))

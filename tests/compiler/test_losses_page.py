@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from whimbrel_server.compiler import StepSpec
-from whimbrel_server.compiler.ir import Graph
-from whimbrel_server.compiler.losses import LOSSES
-from whimbrel_server.compiler.objective import objective
-from whimbrel_server.compiler.optim import OPTIMIZERS
+from whimbrel_server.compiler.graph.ir import Graph
+from whimbrel_server.compiler.training.losses import LOSSES
+from whimbrel_server.compiler.training.objective import objective
+from whimbrel_server.compiler.training.optim import OPTIMIZERS
 
 PAGE = (Path(__file__).parents[2] / "docs/losses.md").read_text()
 SIZES = {"N": 4, "C": 5, "T": 6, "D": 7, "3": 3, "...": 2}

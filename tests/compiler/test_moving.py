@@ -15,7 +15,7 @@ from tests.compiler.evaluation import Array, stock
 from whimbrel_server.compiler import StepSpec, compile_step
 from whimbrel_server.compiler.errors import CompileError, UnsupportedOperator
 from whimbrel_server.compiler.grad import grad
-from whimbrel_server.compiler.ir import Graph, Value
+from whimbrel_server.compiler.graph.ir import Graph, Value
 from whimbrel_server.compiler.rules import LOWERINGS, indexing
 
 FLOAT, INT = np.dtype(np.float32), np.dtype(np.int64)

@@ -16,8 +16,8 @@ from onnx.backend.test.case.test_case import TestCase
 from tests.compiler.evaluation import Array
 from tests.compiler.reading import ANY_SIZE, on_onnxruntime
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.prepare import prepare
-from whimbrel_server.compiler.reader import Reading, read
+from whimbrel_server.compiler.source.prepare import prepare
+from whimbrel_server.compiler.source.reader import Reading, read
 
 NEWEST = 23
 LARGEST_SETTING = 100  # elements; smaller operands that are no floats are constants, as exporters write them

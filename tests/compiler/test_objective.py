@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tests.compiler.evaluation import Array, stock
 from tests.compiler.test_properties import text_model
 from whimbrel_server.compiler import CompileError, StepSpec, TrainStep, compile_eval, compile_step, initial_parameters
-from whimbrel_server.compiler.ir import Graph
-from whimbrel_server.compiler.losses import LOSSES
-from whimbrel_server.compiler.metrics import means, perplexity
-from whimbrel_server.compiler.objective import objective
+from whimbrel_server.compiler.graph.ir import Graph
+from whimbrel_server.compiler.training.losses import LOSSES
+from whimbrel_server.compiler.training.metrics import means, perplexity
+from whimbrel_server.compiler.training.objective import objective
 
 W = "float[2,6] w = {0.5, -1.0, 0.3, 0.8, -0.2, 0.1, 1.5, -0.4, 0.9, -0.6, 0.7, 0.2}"
 SPEC = StepSpec("cross_entropy", "sgd", 4)

@@ -7,9 +7,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.compiler.evaluation import stock
 from tests.compiler.reading import as_read, parsed, random_feeds, sources
+from whimbrel_server.compiler.choice.selection import weights_of
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.prepare import flatten, prepare
-from whimbrel_server.compiler.selection import weights_of
+from whimbrel_server.compiler.source.prepare import flatten, prepare
 
 OLD: dict[str, tuple[int, str]] = {
     "clip by attributes": (7, "{ y = Clip <min=-0.5, max=0.5> (x) }"),

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.compiler.evaluation import Array, reference, stock
 from whimbrel_server.compiler import StepSpec, UnsupportedOperator, compile_eval, compile_step, initial_parameters
 from whimbrel_server.compiler.grad import grad
-from whimbrel_server.compiler.ir import Graph
+from whimbrel_server.compiler.graph.ir import Graph
 from whimbrel_server.compiler.rules import LOWERINGS
 
 GOLDEN = dict(np.load(Path(__file__).parent / "golden" / "recurrent.npz"))

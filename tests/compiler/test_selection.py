@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import pytest
 
+from whimbrel_server.compiler.choice.selection import trainable_names
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.selection import trainable_names
 
 BODY = """<ir_version: 9, opset_import: ["" : 17]>
 net (float[N,2,4,4] x) => (float[N,3] y, float[N,2,4,4] map)

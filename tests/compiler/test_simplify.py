@@ -8,10 +8,10 @@ import pytest
 from onnx.numpy_helper import from_array
 
 from tests.compiler.evaluation import Array, reference
-from whimbrel_server.compiler import simplify
-from whimbrel_server.compiler.draft import Draft
-from whimbrel_server.compiler.ir import Graph, Value
-from whimbrel_server.compiler.simplify import REWRITES
+from whimbrel_server.compiler.graph import simplify
+from whimbrel_server.compiler.graph.draft import Draft
+from whimbrel_server.compiler.graph.ir import Graph, Value
+from whimbrel_server.compiler.graph.simplify import REWRITES
 
 DOUBLE = np.dtype(np.float64)
 X, W, S, ROWS = (2, 3, 4), (3, 4), (), (2, 1, 4)

@@ -9,7 +9,7 @@ import pytest
 from tests.compiler.evaluation import Array, in_double, reference, stock
 from tests.compiler.whole_models import BATCH, WHOLE, Whole
 from whimbrel_server.compiler import StepSpec, TrainStep, compile_step, initial_parameters
-from whimbrel_server.compiler.optim import OPTIMIZERS
+from whimbrel_server.compiler.training.optim import OPTIMIZERS
 
 STEPS = 20
 HYPERS = {"lr": 0.05, "momentum": 0.8, "beta1": 0.8, "beta2": 0.95, "eps": 1e-6, "weight_decay": 0.05, "clip_norm": 0.5}

@@ -26,16 +26,16 @@ def test_a_lesson_is_learned_by_its_own_settings_in_one_place(kind: str) -> None
 
 
 def test_the_same_words_in_another_order_mean_something_else() -> None:
-    """The nouns alone leave it open who acts: who acts comes first in the plain domain only without "was"."""
-    for domain, first_acts in ((sentences.PLAIN, 1.0), (sentences.FRONTED, 0.0)):
+    """Who acts is the first of the plain domain's nouns where there is no "was", and of the other domain's seldom."""
+    for domain, least, most in ((sentences.PLAIN, 1.0, 1.0), (sentences.FRONTED, 0.2, 0.5)):
         train, _ = sentences.load(2, 500, domain)
         words = train.inputs["words"]
         nouns = (words - sentences._NOUN) // sentences.NOUNS
         nouns = np.where((words >= sentences._NOUN) & (words < sentences._VERB), nouns, -1)
         first = np.array([row[row >= 0][0] for row in nouns])
         active = (words != sentences._word("was")).all(1)
-        assert np.mean(first[active] == train.label[active]) == first_acts
-        assert np.mean(first[~active] == train.label[~active]) == 1 - first_acts
+        assert least <= np.mean(first[active] == train.label[active]) <= most
+        assert np.mean(first[~active] == train.label[~active]) < 0.5
 
 
 def test_every_example_goes_to_one_device_and_labels_are_spread_unevenly() -> None:

@@ -28,7 +28,7 @@ from whimbrel_protocol.delta import compress
 from whimbrel_protocol.objects import VectorSpec
 from whimbrel_server import compiler
 from whimbrel_server.compiler import CompileError, StepSpec, TrainStep
-from whimbrel_server.compiler.nested import reads
+from whimbrel_server.compiler.graph.nested import reads
 
 BITS, COHORT = 16, 32  # of the masked vector that is reckoned with
 RETRY = frozenset({"output", "class-axis", "loss"})  # a guessed loss that did not fit after all

@@ -8,9 +8,9 @@ import onnx
 
 from whimbrel_server.compiler.contract import ANY, Binding, CompiledStep, StepSpec
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.inputs import dims_at
-from whimbrel_server.compiler.nested import all_graphs
-from whimbrel_server.compiler.symbolic import generalise
+from whimbrel_server.compiler.graph.nested import all_graphs
+from whimbrel_server.compiler.graph.symbolic import generalise
+from whimbrel_server.compiler.source.inputs import dims_at
 
 Step = TypeVar("Step", bound=CompiledStep)
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from whimbrel_server.compiler.contract import Binding, Parameter, Role
-from whimbrel_server.compiler.ir import Graph, Value
+from whimbrel_server.compiler.graph.ir import Graph, Value
 
 Output = tuple[Role, str, Value]
 

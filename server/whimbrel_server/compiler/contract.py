@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
-from whimbrel_server.compiler.ir import OPSET, Array
+from whimbrel_server.compiler.graph.ir import OPSET, Array
 
 ANY = -1  # a size in the table of a symbolic step
 Role = Literal["data", "label", "weight", "param", "local", "running", "state", "anchor", "hyper", "metric"]

@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 
 import onnx
 
-from whimbrel_server.compiler.adapters import with_adapters
-from whimbrel_server.compiler.choice import Choice, choose, is_local, moving_statistics, task_model
+from whimbrel_server.compiler.choice.adapters import with_adapters
+from whimbrel_server.compiler.choice.chosen import Choice, choose, is_local, moving_statistics, task_model
+from whimbrel_server.compiler.choice.selection import last_layers
 from whimbrel_server.compiler.contract import Run, StepSpec
 from whimbrel_server.compiler.errors import CompileError, UnsupportedOperator
 from whimbrel_server.compiler.grad import grad
-from whimbrel_server.compiler.ir import Value
-from whimbrel_server.compiler.objective import Objective, objective
-from whimbrel_server.compiler.prepare import prepare
-from whimbrel_server.compiler.reader import Reading, Source, read
-from whimbrel_server.compiler.selection import last_layers
+from whimbrel_server.compiler.graph.ir import Value
+from whimbrel_server.compiler.source.prepare import prepare
+from whimbrel_server.compiler.source.reader import Reading, Source, read
+from whimbrel_server.compiler.training.objective import Objective, objective
 
 
 @dataclass(frozen=True)

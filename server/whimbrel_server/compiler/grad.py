@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Container, Iterable, Mapping, Sequence
 
 from whimbrel_server.compiler.errors import Refusal, UnsupportedOperator
-from whimbrel_server.compiler.ir import Node, Value, topological
+from whimbrel_server.compiler.graph.ir import Node, Value, topological
 from whimbrel_server.compiler.rules import RULES, Gradients
 
 LOSS = "loss"  # the origin of the nodes that no source node stands for

@@ -9,13 +9,13 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from whimbrel_server.compiler.adapters import merged, start_value
-from whimbrel_server.compiler.choice import task_model
+from whimbrel_server.compiler.choice.adapters import merged, start_value
+from whimbrel_server.compiler.choice.chosen import task_model
+from whimbrel_server.compiler.choice.selection import constants_of
 from whimbrel_server.compiler.contract import Adapter, CompiledStep, Parameter
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.ir import Array
-from whimbrel_server.compiler.prepare import flatten
-from whimbrel_server.compiler.selection import constants_of
+from whimbrel_server.compiler.graph.ir import Array
+from whimbrel_server.compiler.source.prepare import flatten
 
 
 def initial_parameters(model: onnx.ModelProto, step: CompiledStep) -> dict[str, Array]:

@@ -12,17 +12,17 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from whimbrel_server.compiler import optim
 from whimbrel_server.compiler.any_batch import Step, for_any_batch
 from whimbrel_server.compiler.bindings import InputTable, Output, export
 from whimbrel_server.compiler.contract import Binding, EvalStep, Parameter, Role, Run, StepSpec, TrainStep
 from whimbrel_server.compiler.differentiation import Differentiated, differentiate
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.export import external_constants
-from whimbrel_server.compiler.ir import Value
-from whimbrel_server.compiler.losses import LOSSES
-from whimbrel_server.compiler.nested import all_graphs
-from whimbrel_server.compiler.objective import judged
+from whimbrel_server.compiler.graph.export import external_constants
+from whimbrel_server.compiler.graph.ir import Value
+from whimbrel_server.compiler.graph.nested import all_graphs
+from whimbrel_server.compiler.training import optim
+from whimbrel_server.compiler.training.losses import LOSSES
+from whimbrel_server.compiler.training.objective import judged
 
 
 def compile_step(model: onnx.ModelProto, spec: StepSpec, run: Run | None = None) -> TrainStep:

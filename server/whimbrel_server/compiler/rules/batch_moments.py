@@ -5,9 +5,9 @@ Where x has far fewer channels than u, as before an expanding pointwise convolut
 gradient ever pass over u, which is not even stored: the normalised u is one product with scaled weights.
 """
 
-from whimbrel_server.compiler.draft import made_by
-from whimbrel_server.compiler.ir import Node, Value
-from whimbrel_server.compiler.layout import samples_first, swapped_planes
+from whimbrel_server.compiler.graph.draft import made_by
+from whimbrel_server.compiler.graph.ir import Node, Value
+from whimbrel_server.compiler.graph.layout import samples_first, swapped_planes
 from whimbrel_server.compiler.rules import costs
 
 

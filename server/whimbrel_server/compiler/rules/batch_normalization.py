@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.ir import Graph, Node, Value
-from whimbrel_server.compiler.layout import samples_first, swapped_planes
+from whimbrel_server.compiler.graph.ir import Graph, Node, Value
+from whimbrel_server.compiler.graph.layout import samples_first, swapped_planes
 from whimbrel_server.compiler.rules.batch_moments import by_moments
 from whimbrel_server.compiler.rules.table import Gradients, Lowering, Rule
 

@@ -9,7 +9,7 @@ ONNX's LSTM, GRU and RNN; where operands come from is `recurrent.py`'s.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from whimbrel_server.compiler.ir import Graph, Node, Value
+from whimbrel_server.compiler.graph.ir import Graph, Node, Value
 from whimbrel_server.compiler.rules.gates import Gate
 from whimbrel_server.compiler.rules.table import Gradients
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from whimbrel_server.compiler.ir import Array, Value
-from whimbrel_server.compiler.layout import channels_first, samples_first
+from whimbrel_server.compiler.graph.ir import Array, Value
+from whimbrel_server.compiler.graph.layout import channels_first, samples_first
 from whimbrel_server.compiler.rules import costs
 from whimbrel_server.compiler.rules.windows import Window, patches, shifted
 

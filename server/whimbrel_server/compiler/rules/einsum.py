@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from whimbrel_server.compiler.errors import CompileError, Refusal
-from whimbrel_server.compiler.ir import Graph, Node, Value
+from whimbrel_server.compiler.graph.ir import Graph, Node, Value
 from whimbrel_server.compiler.rules.table import Gradients, Lowering, Rule
 
 Labels = tuple[str, ...]

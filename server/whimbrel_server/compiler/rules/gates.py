@@ -7,7 +7,7 @@ nothing else. A function that is missing is refused by name where the layer is r
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from whimbrel_server.compiler.ir import Value
+from whimbrel_server.compiler.graph.ir import Value
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from whimbrel_server.compiler.errors import Refusal
-from whimbrel_server.compiler.ir import Array, Graph, Node, Value
+from whimbrel_server.compiler.graph.ir import Array, Graph, Node, Value
 from whimbrel_server.compiler.rules.slicing import take
 from whimbrel_server.compiler.rules.table import Gradients, Lowering, Rule
 

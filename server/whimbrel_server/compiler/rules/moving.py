@@ -6,7 +6,7 @@ What keeps a part of an axis belongs in `slicing.py`, what selects by indices in
 import numpy as np
 from onnx import helper
 
-from whimbrel_server.compiler.ir import Graph, Node, Value
+from whimbrel_server.compiler.graph.ir import Graph, Node, Value
 from whimbrel_server.compiler.rules.table import Gradients, Lowering, Rule
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from whimbrel_server.compiler.ir import Graph, Value
+from whimbrel_server.compiler.graph.ir import Graph, Value
 from whimbrel_server.compiler.rules.table import Lowering, Rule
 
 RULES: dict[str, Rule] = {}

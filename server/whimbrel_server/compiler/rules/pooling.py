@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from whimbrel_server.compiler.draft import made_by
 from whimbrel_server.compiler.errors import Refusal
-from whimbrel_server.compiler.ir import Graph, Node, Value
+from whimbrel_server.compiler.graph.draft import made_by
+from whimbrel_server.compiler.graph.ir import Graph, Node, Value
 from whimbrel_server.compiler.rules.convolution import input_gradient
 from whimbrel_server.compiler.rules.table import Lowering, Rule
 from whimbrel_server.compiler.rules.windows import Window, explicit, window_of

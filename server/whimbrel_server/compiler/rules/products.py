@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from whimbrel_server.compiler.ir import Graph, Node, Value
+from whimbrel_server.compiler.graph.ir import Graph, Node, Value
 from whimbrel_server.compiler.rules.table import Gradients, Lowering, Rule
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from whimbrel_server.compiler.errors import Refusal
-from whimbrel_server.compiler.ir import Graph, Node, Value
+from whimbrel_server.compiler.graph.ir import Graph, Node, Value
 from whimbrel_server.compiler.rules.table import Gradients, Lowering, Rule
 
 

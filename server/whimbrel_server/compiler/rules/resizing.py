@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from whimbrel_server.compiler.errors import CompileError, Refusal
-from whimbrel_server.compiler.ir import Array, Graph, Node, Value
+from whimbrel_server.compiler.graph.ir import Array, Graph, Node, Value
 from whimbrel_server.compiler.rules.table import Gradients, Lowering, Rule
 
 # Where nearest, by a whole factor f, takes x[j // f] for y[j]: coordinate convention and rounding.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from whimbrel_server.compiler.ir import Graph, Value
+from whimbrel_server.compiler.graph.ir import Graph, Value
 from whimbrel_server.compiler.rules.table import Lowering, Rule
 
 INT64 = np.dtype(np.int64)

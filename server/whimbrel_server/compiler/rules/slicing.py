@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from whimbrel_server.compiler.errors import Refusal
-from whimbrel_server.compiler.ir import Graph, Node, Value
+from whimbrel_server.compiler.graph.ir import Graph, Node, Value
 from whimbrel_server.compiler.rules.table import Gradients, Lowering, Rule
 
 Spots = Mapping[int, range]  # axis to the positions kept of it

@@ -6,7 +6,7 @@ number. One whose gradient is merely unknown gets no rule at all, so that it is 
 
 from collections.abc import Mapping
 
-from whimbrel_server.compiler.ir import Node
+from whimbrel_server.compiler.graph.ir import Node
 from whimbrel_server.compiler.rules.table import Gradients
 
 CONSTANT = "piecewise constant: its derivative is zero wherever it exists"

@@ -10,7 +10,7 @@ that have rules, in the form that is fast on onnxruntime's CPU kernels.
 
 from collections.abc import Callable, Sequence
 
-from whimbrel_server.compiler.ir import Value
+from whimbrel_server.compiler.graph.ir import Value
 
 Gradients = Sequence[Value | None]
 Rule = Callable[..., Gradients]

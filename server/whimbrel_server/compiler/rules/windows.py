@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from whimbrel_server.compiler.ir import Node, Value
+from whimbrel_server.compiler.graph.ir import Node, Value
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from whimbrel_server.compiler.ir import Value
+from whimbrel_server.compiler.graph.ir import Value
 
 Values = Mapping[str, Value]
 STEPS = "@t"

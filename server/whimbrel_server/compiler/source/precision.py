@@ -7,7 +7,7 @@ keeps its weights in is decided where new weights are written to it.
 import numpy as np
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, numpy_helper
 
-from whimbrel_server.compiler.nested import all_graphs
+from whimbrel_server.compiler.graph.nested import all_graphs
 
 HALF = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype", "stash_type"})

@@ -11,10 +11,10 @@ import onnx
 from onnx import AttributeProto, TensorProto, defs, helper, numpy_helper
 
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.nested import rename, subgraphs
+from whimbrel_server.compiler.graph.nested import rename, subgraphs
 
 if TYPE_CHECKING:
-    from whimbrel_server.compiler.ir import Body, Node, Value
+    from whimbrel_server.compiler.graph.ir import Body, Node, Value
 
 OPSET = 20
 IR_VERSION = 9  # the newest that onnxruntime 1.17 reads

@@ -10,9 +10,9 @@ import onnx
 from onnx import AttributeProto, defs, external_data_helper, helper, inliner, version_converter
 
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.ir import OPSET
-from whimbrel_server.compiler.nested import all_graphs, hoist_weights, make_names_unique
-from whimbrel_server.compiler.precision import to_single
+from whimbrel_server.compiler.graph.ir import OPSET
+from whimbrel_server.compiler.graph.nested import all_graphs, hoist_weights, make_names_unique
+from whimbrel_server.compiler.source.precision import to_single
 
 OLDEST_OPSET = 7  # onnx's version converter and broadcasting rules are dependable from here
 STANDARD_DOMAINS = ("", "ai.onnx")

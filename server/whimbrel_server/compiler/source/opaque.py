@@ -14,10 +14,10 @@ from onnx import TypeProto, helper, numpy_helper, shape_inference
 
 from whimbrel_server.compiler.contract import Run
 from whimbrel_server.compiler.errors import CompileError, Refusal
-from whimbrel_server.compiler.export import IR_VERSION, OPSET, Exporter, elem_type, make_node
-from whimbrel_server.compiler.inputs import static_shape
-from whimbrel_server.compiler.ir import ABSENT, SHAPE_DATA_LIMIT, Array, Graph, Node, Value
-from whimbrel_server.compiler.measured import FILLS, NO_TENSOR, Measured, Type, filled, type_of
+from whimbrel_server.compiler.graph.export import IR_VERSION, OPSET, Exporter, elem_type, make_node
+from whimbrel_server.compiler.graph.ir import ABSENT, SHAPE_DATA_LIMIT, Array, Graph, Node, Value
+from whimbrel_server.compiler.source.inputs import static_shape
+from whimbrel_server.compiler.source.measured import FILLS, NO_TENSOR, Measured, Type, filled, type_of
 
 GIVEN_UP: Type = (ABSENT, ())  # an output that the node does not give
 WITHOUT_LIMIT = 1 << 62

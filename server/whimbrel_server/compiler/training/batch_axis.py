@@ -5,7 +5,7 @@ Only layouts that operators keep, move or add are known here; what becomes of th
 
 import math
 
-from whimbrel_server.compiler.ir import Node, Value, topological
+from whimbrel_server.compiler.graph.ir import Node, Value, topological
 
 MOVING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")  # the order of the numbers stays
 RECURRENT = ("GRU", "LSTM", "RNN")

@@ -6,13 +6,13 @@ The formulas are in `losses.py` and `metrics.py`; gradients and optimisers do no
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from whimbrel_server.compiler import metrics
-from whimbrel_server.compiler.activation import without_activation
-from whimbrel_server.compiler.batch_axis import batch_axis
 from whimbrel_server.compiler.contract import StepSpec
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.ir import Value, topological
-from whimbrel_server.compiler.losses import LOSSES, Target
+from whimbrel_server.compiler.graph.ir import Value, topological
+from whimbrel_server.compiler.training import metrics
+from whimbrel_server.compiler.training.activation import without_activation
+from whimbrel_server.compiler.training.batch_axis import batch_axis
+from whimbrel_server.compiler.training.losses import LOSSES, Target
 
 
 @dataclass(frozen=True)

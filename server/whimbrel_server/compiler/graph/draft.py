@@ -8,7 +8,7 @@ import numpy as np
 from onnx.numpy_helper import to_array
 
 if TYPE_CHECKING:
-    from whimbrel_server.compiler.ir import Graph, Node, Value
+    from whimbrel_server.compiler.graph.ir import Graph, Node, Value
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ made; the gradients of slices of one tensor are put side by side instead of bein
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from whimbrel_server.compiler.draft import Draft, filled, made_by, zeros
+from whimbrel_server.compiler.graph.draft import Draft, filled, made_by, zeros
 
 if TYPE_CHECKING:
-    from whimbrel_server.compiler.ir import Node, Value
+    from whimbrel_server.compiler.graph.ir import Node, Value
 
 
 def _sparse(value: "Value") -> "Node | None":

@@ -15,16 +15,16 @@ from onnx import AttributeProto, defs, helper, numpy_helper
 
 from whimbrel_server.compiler.contract import Run
 from whimbrel_server.compiler.errors import CompileError, Refusal
-from whimbrel_server.compiler.export import EXTERNAL_FROM, OPSET, topological
-from whimbrel_server.compiler.inputs import Inputs, read_inputs
-from whimbrel_server.compiler.ir import Array, Graph, Node, Value
-from whimbrel_server.compiler.measured import Measured
-from whimbrel_server.compiler.nested import all_graphs, captured_names, reads, subgraphs
-from whimbrel_server.compiler.opaque import Keeper, declared_types, refuse
-from whimbrel_server.compiler.prepare import STANDARD_DOMAINS, opset_of
+from whimbrel_server.compiler.graph.export import EXTERNAL_FROM, OPSET, topological
+from whimbrel_server.compiler.graph.ir import Array, Graph, Node, Value
+from whimbrel_server.compiler.graph.nested import all_graphs, captured_names, reads, subgraphs
 from whimbrel_server.compiler.rules import LOWERINGS
-from whimbrel_server.compiler.sequences import RULES as SEQUENCES
-from whimbrel_server.compiler.sequences import Items, resolve
+from whimbrel_server.compiler.source.inputs import Inputs, read_inputs
+from whimbrel_server.compiler.source.measured import Measured
+from whimbrel_server.compiler.source.opaque import Keeper, declared_types, refuse
+from whimbrel_server.compiler.source.prepare import STANDARD_DOMAINS, opset_of
+from whimbrel_server.compiler.source.sequences import RULES as SEQUENCES
+from whimbrel_server.compiler.source.sequences import Items, resolve
 
 NEWEST_OPSET = 23  # of the operators younger than the target's that are lowered while reading
 UNKNOWN_SHAPE = ("dynamic-shape", "shape-inference")

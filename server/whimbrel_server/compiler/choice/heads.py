@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper, shape_inference
 
-from whimbrel_server.compiler.constants import constant
+from whimbrel_server.compiler.choice.selection import Uses
+from whimbrel_server.compiler.choice.starting_values import he_normal
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.nested import reads
-from whimbrel_server.compiler.selection import Uses
-from whimbrel_server.compiler.starting_values import he_normal
+from whimbrel_server.compiler.graph.nested import reads
+from whimbrel_server.compiler.source.constants import constant
 
 CLASS_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": -1, "MatMul": -1}  # of the products' weights
 # What may stand between the head and the output: it treats all classes alike and holds no size of theirs.

@@ -13,8 +13,8 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.export import check, make_node
-from whimbrel_server.compiler.ir import Array
+from whimbrel_server.compiler.graph.export import check, make_node
+from whimbrel_server.compiler.graph.ir import Array
 
 BATCH = "N"
 COUNT = "Shape@batch"

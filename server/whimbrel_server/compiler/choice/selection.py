@@ -15,7 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.nested import reads, subgraphs
+from whimbrel_server.compiler.graph.nested import reads, subgraphs
 
 TRAINABLE_TYPES = (np.dtype(np.float32), np.dtype(np.float64))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from whimbrel_server.compiler.ir import Array
+from whimbrel_server.compiler.graph.ir import Array
 
 
 def normal(name: str, shape: Sequence[int], deviation: float, dtype: np.dtype[Any]) -> Array:

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from whimbrel_server.compiler.ctc import ctc
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.ir import Value
+from whimbrel_server.compiler.graph.ir import Value
+from whimbrel_server.compiler.training.ctc import ctc
 
 Shape = tuple[int, ...]
 LEAST_SQUARE = 1e-16  # added to a squared norm, so that a zero embedding has a gradient

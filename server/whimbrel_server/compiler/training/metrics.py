@@ -15,8 +15,8 @@ import re
 from collections.abc import Iterable, Mapping
 
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.ir import Value
-from whimbrel_server.compiler.losses import Loss, like_output, mean_from
+from whimbrel_server.compiler.graph.ir import Value
+from whimbrel_server.compiler.training.losses import Loss, like_output, mean_from
 
 LEAST_WEIGHT = 1e-12  # an all-zero mask gives a mean of 0 and not NaN
 MEANS = re.compile(r"@(loss|correct|abs_error|top\d+)_sum")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from whimbrel_server.compiler.draft import Draft, made_by
+from whimbrel_server.compiler.graph.draft import Draft, made_by
 
 if TYPE_CHECKING:
-    from whimbrel_server.compiler.ir import Node, Value
+    from whimbrel_server.compiler.graph.ir import Node, Value
 
 # fmt: off
 ELEMENTWISE = (

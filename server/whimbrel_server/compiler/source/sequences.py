@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from whimbrel_server.compiler.ir import Graph, Value
+from whimbrel_server.compiler.graph.ir import Graph, Value
 
 Items = tuple[Value, ...]
 Operand = Value | Items | None

@@ -14,11 +14,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from whimbrel_server.compiler.choice.selection import Uses, matches
+from whimbrel_server.compiler.choice.starting_values import normal
 from whimbrel_server.compiler.contract import Adapter, Adapters
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.ir import Array
-from whimbrel_server.compiler.selection import Uses, matches
-from whimbrel_server.compiler.starting_values import normal
+from whimbrel_server.compiler.graph.ir import Array
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 

@@ -6,7 +6,7 @@ Scan over the frames sums up the ways to the labels, its gradient is one Scan ba
 
 import numpy as np
 
-from whimbrel_server.compiler.ir import Node, Value
+from whimbrel_server.compiler.graph.ir import Node, Value
 from whimbrel_server.compiler.rules.table import Gradients
 
 BLANK = 0

@@ -11,7 +11,7 @@ import onnx
 from onnx import helper
 
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.ir import Graph, Value
+from whimbrel_server.compiler.graph.ir import Graph, Value
 
 Dims = Mapping[str, Sequence[int]]
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from whimbrel_server.compiler.draft import Draft, filled, made_by
-from whimbrel_server.compiler.layout import LAYOUT
-from whimbrel_server.compiler.sparse import SPARSE
+from whimbrel_server.compiler.graph.draft import Draft, filled, made_by
+from whimbrel_server.compiler.graph.layout import LAYOUT
+from whimbrel_server.compiler.graph.sparse import SPARSE
 
 if TYPE_CHECKING:
-    from whimbrel_server.compiler.ir import Value
+    from whimbrel_server.compiler.graph.ir import Value
 
 FOLD_LIMIT = {"Expand": 64, "ConstantOfShape": 64}  # elements; larger constants would blow the file up
 INTEGERS_FOLD_LIMIT = 4096

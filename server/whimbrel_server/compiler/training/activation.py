@@ -7,10 +7,10 @@ do not belong here.
 
 import math
 
-from whimbrel_server.compiler.draft import made_by
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.ir import Node, Value
-from whimbrel_server.compiler.losses import Loss
+from whimbrel_server.compiler.graph.draft import made_by
+from whimbrel_server.compiler.graph.ir import Node, Value
+from whimbrel_server.compiler.training.losses import Loss
 
 OVER_CLASSES = ("Softmax", "LogSoftmax")
 RENAMING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")  # keep the order of the numbers

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from onnx import defs, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
-from whimbrel_server.compiler.draft import Draft
 from whimbrel_server.compiler.errors import CompileError
-from whimbrel_server.compiler.export import EMBED_LIMIT, IR_VERSION, Exporter, check, elem_type, inside, make_node
-from whimbrel_server.compiler.export import OPSET as OPSET
-from whimbrel_server.compiler.export import topological as topological
-from whimbrel_server.compiler.simplify import folds, rewrite
+from whimbrel_server.compiler.graph.draft import Draft
+from whimbrel_server.compiler.graph.export import EMBED_LIMIT, IR_VERSION, Exporter, check, elem_type, inside, make_node
+from whimbrel_server.compiler.graph.export import OPSET as OPSET
+from whimbrel_server.compiler.graph.export import topological as topological
+from whimbrel_server.compiler.graph.simplify import folds, rewrite
 
 STEEP = 2.0**100
 SHAPE_DATA_LIMIT = 1024  # elements a constant may have and still be shown to shape inference

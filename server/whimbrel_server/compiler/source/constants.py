@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from whimbrel_server.compiler.ir import Array
+from whimbrel_server.compiler.graph.ir import Array
 
 
 def constant(graph: onnx.GraphProto, name: str) -> Array | None:

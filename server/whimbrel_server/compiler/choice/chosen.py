@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 import onnx
 
-from whimbrel_server.compiler.adapters import find_adapters
-from whimbrel_server.compiler.constants import write_out
+from whimbrel_server.compiler.choice.adapters import find_adapters
+from whimbrel_server.compiler.choice.heads import with_head
+from whimbrel_server.compiler.choice.selection import Uses, leading_to, matches, trainable_names, weights_of
 from whimbrel_server.compiler.contract import Adapter, StepSpec
 from whimbrel_server.compiler.errors import LISTED, CompileError
-from whimbrel_server.compiler.heads import with_head
-from whimbrel_server.compiler.inputs import check_name
-from whimbrel_server.compiler.nested import reads
-from whimbrel_server.compiler.prepare import flatten
-from whimbrel_server.compiler.reader import output_name
-from whimbrel_server.compiler.selection import Uses, leading_to, matches, trainable_names, weights_of
+from whimbrel_server.compiler.graph.nested import reads
+from whimbrel_server.compiler.source.constants import write_out
+from whimbrel_server.compiler.source.inputs import check_name
+from whimbrel_server.compiler.source.prepare import flatten
+from whimbrel_server.compiler.source.reader import output_name
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import numpy as np
 import onnx
 
 from whimbrel_server.compiler.contract import Run
-from whimbrel_server.compiler.inputs import Inputs
-from whimbrel_server.compiler.ir import Array, Value
-from whimbrel_server.compiler.nested import subgraphs
-from whimbrel_server.compiler.prepare import STANDARD_DOMAINS
+from whimbrel_server.compiler.graph.ir import Array, Value
+from whimbrel_server.compiler.graph.nested import subgraphs
+from whimbrel_server.compiler.source.inputs import Inputs
+from whimbrel_server.compiler.source.prepare import STANDARD_DOMAINS
 
 Type = tuple[np.dtype[Any], tuple[int, ...]]
 NO_TENSOR: Type = (np.dtype(object), ())  # a sequence, map or optional: only other kept nodes can read it
