@@ -60,7 +60,7 @@ LESSONS = {
     "transformer": Lesson(
         lambda seed: learned_models.transformer(seed, learned_models.SMALL).SerializeToString(),
         sentences.load,
-        _settings(**_CLIPPED, rounds=11, epochs=8, lr=0.05, server_lr=1.2, lr_decay=0.8, decay_after=7),
+        _settings(**_CLIPPED, rounds=18, epochs=8, lr=0.05, server_lr=1.2, lr_decay=0.85, decay_after=11),
     ),
     "recurrent": Lesson(
         lambda seed: learned_models.recurrent(seed).SerializeToString(),
