@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 MISSING = 3
@@ -103,6 +104,8 @@ def _codec(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    for library in ("onnx", "onnxruntime"):  # what the command's child processes need: say here what is missing
+        import_module(library)
     from whimbrel_lab.check import command
     from whimbrel_lab.check.facts import Options
 

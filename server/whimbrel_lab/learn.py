@@ -1,4 +1,4 @@
-"""`whimbrel-lab learn`: one kind of net learns on a fleet of real devices, masks on, beside the same steps in one place.
+"""`whimbrel-lab learn`: one kind of net learns on a fleet of real devices, masks on, beside central training.
 
 What belongs here: the order of events and the result. What does not: what is learned (`lessons.py`), processes
 (`federation.py`), the yardstick (`central.py`), the proof (`proof.py`).
