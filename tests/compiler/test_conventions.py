@@ -13,7 +13,6 @@ from whimbrel_server.compiler.errors import Refusal
 from whimbrel_server.compiler.grad import grad
 from whimbrel_server.compiler.graph.ir import Graph
 from whimbrel_server.compiler.rules import LOWERINGS
-from whimbrel_server.compiler.rules.activations import random_dropout
 
 INF = float("inf")
 # name: operator, operands (the first is differentiated), attributes, weights, expected gradient
@@ -57,25 +56,6 @@ def test_known_answer(name: str) -> None:
     lowering = LOWERINGS.get(op, lambda graph, *ins, **attrs: graph.op(op, *ins, **attrs))
     found = run(lowering, operands, attrs, weights)["gradient"]
     np.testing.assert_allclose(found, np.array(expected, np.float32), rtol=1e-6, atol=1e-6)
-
-
-def test_dropout_in_training_passes_what_it_kept() -> None:
-    """A quarter is dropped, the rest scaled by 4/3; the gradient is the forward pass' own mask."""
-    ones = np.ones((100, 100), np.float32)
-    found = run(random_dropout(7), [ones, 0.25], {}, ones)
-    np.testing.assert_allclose(found["gradient"], found["result"], rtol=1e-6)
-    np.testing.assert_allclose(np.unique(found["result"]), [0.0, 4 / 3], rtol=1e-6)
-    assert 0.72 < (found["result"] > 0).mean() < 0.78
-
-
-def test_dropout_of_two_nodes_draws_two_masks() -> None:
-    graph = Graph()
-    x, masks = graph.input("x", np.dtype(np.float32), (50,)), {}
-    for name in ("first", "second"):
-        graph.origin = name
-        masks[name] = random_dropout(7)(graph, x)
-    found = stock(graph.export([x], masks, "dropout"))({"x": np.ones(50, np.float32)})
-    assert not np.array_equal(found["first"], found["second"])
 
 
 def test_noise_of_two_nodes_differs_and_lets_gradients_pass_beside_it() -> None:

@@ -1,13 +1,11 @@
-"""Activation functions of one tensor, and dropout. Softmax and its kin, which look along an axis, are reductions.
+"""Activation functions of one tensor, and dropout, which is off. Softmax and its kin, which look along an axis, are reductions.
 
 The forms avoid what is slow on onnxruntime's CPU kernels: `Where`, `Sign` and second passes. At a kink the
 gradient is the one of PyTorch.
 """
 
 import math
-import zlib
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -65,15 +63,7 @@ def _shrink(n: Node, g: Value) -> Gradients:
     return (g * g.graph.op("Abs", n[0]).mask("Greater", n.attrs.get("lambd", 0.5)),)
 
 
-def _dropout(n: Node, g: Value, _: Value | None = None) -> Gradients:
-    """In training: what was kept, scaled up as in the forward pass. The mask is the operator's own second output."""
-    kept = n.outs[1].cast(g.dtype)
-    ratio = n[1] if n.has(1) else g.like(0.5)
-    return (g * (kept / (1.0 - ratio.cast(g.dtype))),)
-
-
 RULES: dict[str, Rule] = {
-    "Dropout": _dropout,
     "Elu": _elu,
     "HardSigmoid": _hard_sigmoid,
     "LeakyRelu": _leaky_relu,
@@ -123,22 +113,9 @@ def _lower_mish(graph: Graph, x: Value) -> Value:
     return _gated(x, gate, lambda: gate + x * ((1.0 - gate * gate) * graph.op("Sigmoid", x)))
 
 
-def random_dropout(seed: int) -> Lowering:
-    """A lowering that draws masks as in training, each node from a generator of its own that a session starts once.
-
-    The one in the table is the identity, as in inference.
-    """
-
-    def lower(graph: Graph, x: Value, ratio: Value | None = None, _: Value | None = None, **attrs: Any) -> Value:
-        chance = x.like(attrs.get("ratio", 0.5)) if ratio is None else ratio
-        own = (seed + zlib.crc32(graph.origin.encode())) % 2**31  # else equal shapes would draw equal masks
-        return graph.multi("Dropout", x, chance, graph.constant(np.array(True)), outputs=2, seed=own)[0]
-
-    return lower
-
-
 LOWERINGS: dict[str, Lowering] = {
     "Celu": lambda graph, x, alpha=1.0: graph.op("Elu", x * (1.0 / alpha)) * alpha,
+    # Off in training too: masks of the runtime come from a session that a resumed round does not have.
     "Dropout": lambda graph, x, *_, **attrs: x,
     "Gelu": _lower_gelu,
     "HardSwish": _lower_hard_swish,

@@ -1,7 +1,7 @@
 """Operators that draw random numbers: each node from a generator of its own, which a session starts once.
 
 Their derivatives by what they read are zero, as they read a shape only (`stops.py`): a variational autoencoder's gradient
-reaches its encoder through the noise's mean and deviation. Dropout, which has a gradient, belongs to `activations.py`.
+reaches its encoder through the noise's mean and deviation. Dropout belongs to `activations.py`.
 """
 
 import zlib

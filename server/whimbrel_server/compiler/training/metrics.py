@@ -2,7 +2,7 @@
 
 | output | what is summed with the weights | metrics that need it |
 |---|---|---|
-| `@loss_sum` | the loss | loss, and perplexity = exp(loss): always there |
+| `@loss_sum` | the loss | loss: always there; perplexity is exp of the mean |
 | `@weight_sum` | 1 | always there |
 | `@correct_sum` | 1 where the largest logit is the label's (binary: share of outputs on its side) | accuracy: always there |
 | `@top<k>_sum` | 1 where the label's logit is among the k largest | top<k> (top5, top3, ...) |
@@ -10,7 +10,6 @@
 | `@confusion` | 1 at `[class of the label, class of the largest logit]`: `[C, C]` | confusion |
 """
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 
@@ -19,7 +18,6 @@ from whimbrel_server.compiler.graph.ir import Value
 from whimbrel_server.compiler.training.losses import Loss, like_output, mean_from
 
 LEAST_WEIGHT = 1e-12  # an all-zero mask gives a mean of 0 and not NaN
-MEANS = re.compile(r"@(loss|correct|abs_error|top\d+)_sum")
 
 
 def weighted_sums(losses: Value, weight: Value) -> dict[str, Value]:
@@ -48,25 +46,11 @@ def metric_sums(names: Iterable[str], loss: Loss, output: Value, label: Value | 
     return sums
 
 
-def means(sums: Mapping[str, float]) -> dict[str, float]:
-    """From added sums to loss, accuracy, mae and top<k>, as far as they were counted."""
-    total = max(sums["@weight_sum"], LEAST_WEIGHT)
-    words = {"correct": "accuracy", "abs_error": "mae"}
-    found = {match[1]: float(value) / total for name, value in sums.items() if (match := MEANS.fullmatch(name))}
-    return {words.get(word, word): mean for word, mean in found.items()}
-
-
-def perplexity(sums: Mapping[str, float]) -> float:
-    """exp of the mean cross-entropy, infinite where that overflows."""
-    loss = means(sums)["loss"]
-    return math.exp(loss) if loss < 700.0 else math.inf
-
-
 def _requested(
     name: str, loss: Loss, output: Value, label: Value | None, weight: Value, sums: Mapping[str, Value]
 ) -> dict[str, Value]:
     classes, top = loss.class_axis is not None, re.fullmatch(r"top(\d+)", name)
-    if name == "loss" or (name == "perplexity" and classes) or (name == "accuracy" and "@correct_sum" in sums):
+    if name == "loss" or (name == "accuracy" and "@correct_sum" in sums):
         return {}
     if label is not None and classes and top:
         return {f"@{name}_sum": _weighted(_top_hits(int(top[1]), loss, output, label), weight)}
