@@ -58,15 +58,17 @@ def choose(prepared: onnx.ModelProto, spec: StepSpec, new: Sequence[str]) -> Cho
         names = list(weights_of(prepared.graph))
         more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
         raise CompileError(
-            "nothing-to-train", f"train={spec.train!r} selects none of {names[:LISTED]!r}{more}{_hint(prepared.graph)}"
+            "nothing-to-train", f"train={spec.train!r} selects none of {names[:LISTED]!r}{more}{_hint(prepared.graph, train)}"
         )
     return Choice(trained, adapters)
 
 
-def _hint(graph: onnx.GraphProto) -> str:
-    """Trees and linear models of `ai.onnx.ml` keep their numbers in attributes."""
+def _hint(graph: onnx.GraphProto, train: Sequence[str]) -> str:
+    """Trees and linear models of `ai.onnx.ml` keep their numbers in attributes; a word leaves out what was not learnt."""
     foreign = sorted({node.op_type for node in graph.node if node.domain == "ai.onnx.ml"})
-    return f"; what {', '.join(foreign)} keep in attributes is not trained" if foreign else ""
+    if foreign:
+        return f"; what {', '.join(foreign)} keep in attributes is not trained"
+    return "; none of them looks learnt: give their names to train them" if "*" in train and Uses(graph).candidates() else ""
 
 
 def moving_statistics(graph: onnx.GraphProto, trained: Iterable[str], output: str | None) -> list[str]:

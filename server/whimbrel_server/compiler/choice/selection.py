@@ -1,8 +1,8 @@
 """Which weights a model has, and which of them a specification trains.
 
-`train` entries are globs over weight names, or one of these words: "all" and "auto" (every weight), "last:K" (the
-last K layers), "biases", "norms" (scale and bias of normalisations). Knows names and roles of tensors in the source
-model; how they are read or differentiated is not known here.
+`train` entries are globs over weight names, or one of these words: "all", "auto" and "*" (every weight that was learnt, as
+far as `learnt.py` can tell), "last:K" (the last K layers), "biases", "norms" (scale and bias of normalisations). Knows names
+and roles of tensors in the source model; how they are read or differentiated is not known here.
 """
 
 import itertools
@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from whimbrel_server.compiler.choice.learnt import Roles, was_learnt
 from whimbrel_server.compiler.errors import CompileError
 from whimbrel_server.compiler.graph.nested import reads, subgraphs
 
@@ -148,6 +149,13 @@ class Uses:
         """All but scalars and the numbers of a formula (factors, bounds, masks, fillings), which only their name trains."""
         return [name for name, tensor in self.tensors.items() if tensor.dims and not self._in_formula(name)]
 
+    @cached_property
+    def learnt(self) -> list[str]:
+        """The candidates that were learnt, and those that nothing uses: what is trained unless names say otherwise."""
+        sizes = {name: list(tensor.dims) for name, tensor in constants_of(self.graph).items()}
+        roles = Roles(self.graph, self.nodes, sizes)
+        return [n for n in self.candidates() if n not in self.users or was_learnt(roles, self.tensors[n], n)]
+
     def _in_formula(self, name: str) -> bool:
         """A factor is one number in a product or quotient, or a bound; a mask has entries that stand for minus infinity;
         one number everywhere is filled in where a condition says so, or as a state to begin with."""
@@ -207,14 +215,15 @@ class Uses:
 
 
 def layers(uses: Uses, output: str | None = None) -> list[list[str]]:
-    """The weights of each layer that leads to `output`, in the order of the file, which is topological.
+    """The learnt weights of each layer that leads to `output`, in the order of the file, which is topological.
 
     A layer is what one node uses, and what is added to that node's result.
     """
     found: list[list[str]] = []
     layer_of: dict[str, list[str]] = {}
+    learnt = set(uses.learnt)
     for node in leading_to(uses.graph, output):
-        names, others = uses.used_by(node), uses.others(node)
+        names, others = [name for name in uses.used_by(node) if name in learnt], uses.others(node)
         if not others or node.output[0] in uses.weight:
             continue
         above = layer_of.get(others[0])
@@ -260,7 +269,7 @@ def _biases(uses: Uses) -> set[str]:
             found.add(uses.weight.get(node.input[index], ""))
         if node.op_type == "Add":
             found.update(name for name in uses.used_by(node) if uses.is_vector(name))
-    return found & set(uses.candidates())
+    return found.intersection(uses.learnt)
 
 
 def _norms(uses: Uses) -> set[str]:
@@ -275,7 +284,7 @@ def _norms(uses: Uses) -> set[str]:
         elif node.op_type in ("Mul", "Add", *RESHAPING) and normal.intersection(node.input):
             normal.update(node.output if node.op_type != "Add" else ())
             found.update(name for name in uses.used_by(node) if uses.is_vector(name))
-    return found
+    return found.intersection(uses.learnt)
 
 
 def _divides_by_deviation(uses: Uses, node: onnx.NodeProto) -> bool:
@@ -286,8 +295,9 @@ def _divides_by_deviation(uses: Uses, node: onnx.NodeProto) -> bool:
 
 
 WORDS: Mapping[str, Callable[[Uses], Iterable[str]]] = {
-    "all": Uses.candidates,
-    "auto": Uses.candidates,
+    "*": lambda uses: uses.learnt,
+    "all": lambda uses: uses.learnt,
+    "auto": lambda uses: uses.learnt,
     "biases": _biases,
     "norms": _norms,
 }
