@@ -27,7 +27,7 @@ from whimbrel_protocol.trust import demand
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
-Int64 = npt.NDArray[np.int64]
+Integers = npt.NDArray[np.integer]
 
 # A rotation works on blocks of this many values: one fits a first-level cache, and mixes enough values to look normal.
 BLOCK = 2**12
@@ -155,20 +155,20 @@ class Encoding:
 
     # --- the server ---------------------------------------------------------------------------------------------------
 
-    def decode(self, total: Int64, lane: bytes) -> Float64:
+    def decode(self, total: Integers, lane: bytes) -> Float64:
         """The sum of the updates, float64 [size] in parameter units, from a sum of values [d] of one lane."""
         values = total[self.metric_lanes :]
         if self.rotate:
             turned = values.astype(np.float32)
             unrotate(turned, rotation_signs(lane, self.size), BLOCK)
-            return np.asarray(turned / np.float64(self.spec.scale))
-        return np.asarray(values / np.float64(self.spec.scale))
+            return np.divide(turned, self.spec.scale, dtype=np.float64)
+        return np.divide(values, self.spec.scale, dtype=np.float64)
 
     def mass(self, count: int, weight_sum: int) -> float:
         """What the sum of updates is divided by for their mean: how many there are, or the sum of their weights."""
         return weight_sum / self.full_weight if self.weight_max else float(count)
 
-    def metric_means(self, total: Int64, count: int) -> dict[str, float] | None:
+    def metric_means(self, total: Integers, count: int) -> dict[str, float] | None:
         """Each metric's mean over `count` members; None where a limb's sum is not what honest members can give."""
         limbs, most = total[: self.metric_lanes], count * (2**self.spec.limb_bits - 1)
         if count < 1 or bool((limbs < 0).any() or (limbs > most).any()):
@@ -232,9 +232,9 @@ def scale_for(clip: float, limit: int, size: int, rotated: bool) -> float:
 
 
 class Total(NamedTuple):
-    """One window's sum as the server decoded it: values int64 [d], how many, the sum of weights, the window's lane."""
+    """One window's sum as the server decoded it: integer values [d], how many, the sum of weights, the window's lane."""
 
-    values: Int64
+    values: Integers
     members: int
     weight_sum: int
     lane: bytes
@@ -248,10 +248,16 @@ def mean_update(encoding: Encoding, totals: Sequence[Total]) -> Float64:
     """
     mass = sum(encoding.mass(one.members, one.weight_sum) for one in totals)
     demand(mass > 0, Code.SHORTAGE, "a mean needs at least one contribution")
-    sums: dict[bytes, Int64] = {}
+    sums: dict[bytes, Integers] = {}
     for one in totals:
-        sums[one.lane] = sums[one.lane] + one.values if one.lane in sums else one.values
-    return np.asarray(sum(encoding.decode(values, lane) for lane, values in sums.items()) / mass)
+        sums[one.lane] = np.add(sums[one.lane], one.values, dtype=np.int64) if one.lane in sums else one.values
+    # In place from here on: a model may have a hundred million values.
+    first, *others = sums
+    mean = encoding.decode(sums[first], first)
+    for lane in others:
+        mean += encoding.decode(sums[lane], lane)
+    mean /= mass
+    return mean
 
 
 def mean_metrics(encoding: Encoding, totals: Sequence[Total]) -> dict[str, float]:

@@ -7,6 +7,7 @@ in `masks.py`; the lane arithmetic itself is the kernels'.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ class WindowSum:
     weight_sum: int
     words: bytes
 
-    @property
+    @cached_property
     def sha256(self) -> bytes:
         """The sum's hash as it enters the chain and the receipt."""
         return sha256(self.words)

@@ -123,7 +123,7 @@ def _through(encoding: Encoding, updates: Float32, seed: int) -> tuple[Float64, 
         clamped += int(np.count_nonzero(np.abs(values) == spec.limit))
         ring_add(total, pack(spec, values, weight))
     sum_ = decode_sum(spec, bytes(total), len(updates))
-    mean = mean_update(encoding, [Total(sum_.values.astype(np.int64), sum_.count, sum_.weight_sum, _LANE)])
+    mean = mean_update(encoding, [Total(sum_.values, sum_.count, sum_.weight_sum, _LANE)])
     return mean, clamped / updates.size
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from whimbrel_protocol import messages as m
 from whimbrel_protocol import wire
 from whimbrel_protocol.delta import Lattice
@@ -178,12 +176,12 @@ class Catalogue:
         """Aggregate finished windows, in this order, into the next version and make it durable with their list."""
         task = self.task(name)
         totals = [await self._total(task, window) for window in windows]
-        older = await self._older(task)
         made = await self._workers.pinned(task.version.snapshot).run(
-            lambda: aggregate.next_version(task.model, totals, task.encoding, task.settings, older, task.statistics)
+            lambda: aggregate.next_version(task.model, totals, task.encoding, task.settings, task.statistics)
         )
         header = headers.next_header(task.settings, task.header, made.metrics, made.state.master.size)
         version = await self._version_record(task.plan, header, made, windows, now)
+        version = replace(version, deltas=await self._deltas(task, made))
         await self._rounds.publish(version, version.windows)
         self.served |= _fetched(version)
         task.version, task.model = version, made.state
@@ -195,23 +193,35 @@ class Catalogue:
         words = await self._blobs.get(window.sum_sha256)
         total = await self._workers.pinned(window.tau0).run(lambda: decode_sum(task.spec, words, window.count))
         names = (tau1_of(window.tau0, window.u2), window.sum_sha256)
-        return WindowTotal(*names, total.values.astype(np.int64), total.count, total.weight_sum, window.lane)
+        return WindowTotal(*names, total.values, total.count, total.weight_sum, window.lane)
 
-    async def _older(self, task: LiveTask) -> dict[int, Lattice]:
-        found = {task.model.version: task.model.lattice}
-        for number in aggregate.wanted_deltas(task.model.version + 1):
-            if number in found:
-                continue
-            version = await self.version(task.name, number)
-            if await self._blobs.size(version.snapshot) is not None:  # else it is too old to be kept
-                found[number] = await self._lattice(version, task.model.shapes)
+    async def _deltas(self, task: LiveTask, made: Published) -> dict[int, bytes]:
+        """The names of the deltas to a version from older ones, one after the other: each older model is big."""
+        found: dict[int, bytes] = {}
+        for number in aggregate.wanted_deltas(made.state.version):
+            coded = await self._delta(task, number, made)
+            if coded is not None:
+                found[number] = await self._blobs.put(coded)
         return found
+
+    async def _delta(self, task: LiveTask, number: int, made: Published) -> bytes | None:
+        older = await self._older(task, number)
+        if older is None:
+            return None
+        return await self._workers.pinned(task.version.snapshot).run(lambda: aggregate.delta_from(number, older, made))
+
+    async def _older(self, task: LiveTask, number: int) -> Lattice | None:
+        """A version's lattice, or None where it is too old to be kept."""
+        if number == task.model.version:
+            return task.model.lattice
+        version = await self.version(task.name, number)
+        return await self._lattice(version, task.model.shapes) if await self._blobs.size(version.snapshot) is not None else None
 
     async def _version_record(
         self, plan: Plan, told: VersionHeader, made: Published, windows: Sequence[WindowRecord], now: float
     ) -> VersionRecord:
         state, header = made.state, told.encode()
-        record = VersionRecord(
+        return VersionRecord(
             task=plan.task,
             version=state.version,
             model_hash=state.model_hash,
@@ -226,7 +236,6 @@ class Catalogue:
             contributions=sum(window.count for window in windows),
             metrics=made.metrics,
         )
-        return replace(record, deltas={number: await self._blobs.put(data) for number, data in made.deltas.items()})
 
     # --- what others ask for ----------------------------------------------------------------------------------------
 

@@ -56,9 +56,21 @@ def test_chains_composites_and_snapshots_give_the_same_bits(seed: int, length: i
     assert d.lattice_hash(chain) == d.lattice_hash(versions[-1])
 
 
+def test_large_tensors_are_done_in_blocks_that_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    def by_blocks_of(size: int) -> list[bytes]:
+        monkeypatch.setattr(d, "_BLOCK", size)
+        old, new = history(3, 2)
+        coded = [encode(d.snapshot(2, new)), encode(d.delta(1, old, 2, new))]
+        assert same(d.apply(decode(coded[0], ModelDelta), SHAPES), new)
+        assert same(d.apply(decode(coded[1], ModelDelta), SHAPES, old), new)
+        return coded
+
+    assert by_blocks_of(4) == by_blocks_of(5) == by_blocks_of(2**16)
+
+
 @given(seeds, st.integers(-149, 103))
 def test_lattice_points_are_exact_in_float32(seed: int, exponent: int) -> None:
-    integers = np.random.default_rng(seed).integers(-(d.LIMIT - 1), d.LIMIT, size=50)
+    integers = np.random.default_rng(seed).integers(-(d.LIMIT - 1), d.LIMIT, size=50, dtype=np.int32)
     values = d.LatticeTensor(exponent, integers).values()
     assert values.dtype == np.float32
     assert [float(value) for value in values] == [math.ldexp(int(integer), exponent) for integer in integers]
@@ -99,13 +111,13 @@ def test_what_float32_cannot_hold_is_not_published(value: float, exponent: int) 
 
 
 def test_a_step_that_was_raised_makes_no_delta() -> None:
-    old, new = (tuple(d.LatticeTensor(e, np.array([4, 8])) for e in [exponent]) for exponent in (-3, -2))
+    old, new = (tuple(d.LatticeTensor(e, np.array([4, 8], np.int32)) for e in [exponent]) for exponent in (-3, -2))
     with pytest.raises(WireError, match="cannot become"):
         d.delta(1, old, 2, new)
 
 
 def test_versions_too_far_apart_make_no_delta() -> None:
-    old, new = ((d.LatticeTensor(exponent, np.array([d.LIMIT - 1])),) for exponent in (0, -10))
+    old, new = ((d.LatticeTensor(exponent, np.array([d.LIMIT - 1], np.int32)),) for exponent in (0, -10))
     with pytest.raises(WireError, match="too far apart"):
         d.delta(1, old, 2, new)
 
@@ -117,7 +129,7 @@ def test_the_model_hash_is_over_little_endian_floats_in_order() -> None:
 
 
 def test_the_coding_is_zigzag_in_planes_lowest_first() -> None:
-    (tensor,) = d.snapshot(1, (d.LatticeTensor(-5, np.array([0, -1, 1, 300])),)).tensors
+    (tensor,) = d.snapshot(1, (d.LatticeTensor(-5, np.array([0, -1, 1, 300], np.int32)),)).tensors
     planes = zstandard.ZstdDecompressor().decompress(tensor.planes)
     assert (tensor.count, tensor.exponent) == (4, -5)
     # zigzag: 0, 1, 2, 600 = 0x0258

@@ -37,15 +37,21 @@ def window(values: np.ndarray, count: int, label: str = "w") -> WindowTotal:
     return WindowTotal(hashlib.sha256(label.encode()).digest(), hashlib.sha256(values.tobytes()).digest(), values, count)
 
 
-def rounds(number: int, size: float = 0.01, seed: int = 1, keep: int = 10) -> list[Published]:
+def rounds(number: int, size: float = 0.01, seed: int = 1) -> list[Published]:
     """Versions 1 to `number`, their updates shrinking from `size`."""
     rng = np.random.default_rng(seed)
     made = [start()]
     for v in range(1, number):
         values = np.rint(rng.normal(0, size / v, D) * SCALE * 20).astype(np.int64)
-        older = {p.state.version: p.state.lattice for p in made[-keep:]}
-        made.append(aggregate.next_version(made[-1].state, [window(values, 20)], ENCODING, SETTINGS, older))
+        made.append(aggregate.next_version(made[-1].state, [window(values, 20)], ENCODING, SETTINGS))
     return made
+
+
+def deltas(made: list[Published]) -> dict[int, bytes]:
+    """To the last of the versions, from each wanted one that has a delta."""
+    wanted = aggregate.wanted_deltas(len(made))
+    coded = {number: aggregate.delta_from(number, made[number - 1].state.lattice, made[-1]) for number in wanted}
+    return {number: data for number, data in coded.items() if data is not None}
 
 
 class TestMean:
@@ -61,7 +67,7 @@ class TestVersions:
         first = start().state
         values = np.arange(D, dtype=np.int64) - D // 2
         halved = TaskSettings(server_lr=0.5)
-        after = aggregate.next_version(first, [window(values, 10)], ENCODING, halved, {})
+        after = aggregate.next_version(first, [window(values, 10)], ENCODING, halved)
         assert np.allclose(after.state.master, first.master + 0.5 * values / 10 / 2.0**12, rtol=0, atol=1e-15)
         assert after.update_norm == pytest.approx(float(np.linalg.norm(0.5 * values / 10 / 2.0**12)))
 
@@ -74,7 +80,7 @@ class TestVersions:
         values = np.full(D, round(0.3 * min(steps) * 2**30), np.int64)
         now = fixed
         for _ in range(10):
-            now = aggregate.next_version(now, [window(values, 1)], fine, tiny, {}).state
+            now = aggregate.next_version(now, [window(values, 1)], fine, tiny).state
         moved = np.concatenate([v.ravel() for v in aggregate.parameters(now).values()]) - state.master
         assert np.all(np.abs(moved - 10 * values / 2.0**30) <= 0.5 * max(2.0**t.exponent for t in now.lattice) + 1e-12)
         assert float(moved.min()) > 0
@@ -97,15 +103,15 @@ class TestVersions:
         assert np.all(2.0 ** exponents[-1] <= update_rms * 0.25 * 1.2)
 
     def test_a_parameter_that_outgrows_its_step_gets_a_larger_one_and_no_delta(self) -> None:
-        state = start().state
         huge = np.full(D, 2**40, np.int64)
-        after = aggregate.next_version(state, [window(huge, 1)], ENCODING, SETTINGS, {})
+        first = start()
+        after = aggregate.next_version(first.state, [window(huge, 1)], ENCODING, SETTINGS)
         assert aggregate.parameters(after.state)["w"][0, 0] == pytest.approx(2.0**28, rel=1e-6)
-        assert after.deltas == {}
+        assert deltas([first, after]) == {}
 
     def test_without_a_window_the_same_master_shows_one_bit_more_so_that_devices_may_contribute_again(self) -> None:
         state = rounds(3)[-1].state
-        after = aggregate.next_version(state, [], ENCODING, SETTINGS, {})
+        after = aggregate.next_version(state, [], ENCODING, SETTINGS)
         assert (after.state.version, after.update_norm) == (4, 0.0)
         assert np.array_equal(after.state.master, state.master)
         assert after.state.model_hash != state.model_hash
@@ -117,10 +123,10 @@ class TestVersions:
     def test_the_chain_names_every_window_in_order(self) -> None:
         state = start().state
         one, two = window(np.ones(D, np.int64), 3, "one"), window(np.ones(D, np.int64), 4, "two")
-        after = aggregate.next_version(state, [one, two], ENCODING, SETTINGS, {}).state
+        after = aggregate.next_version(state, [one, two], ENCODING, SETTINGS).state
         names = [(one.tau1, one.sum_sha256), (two.tau1, two.sum_sha256)]
         assert after.chain_head == chain_next(state.chain_head, 2, after.model_hash, names)
-        swapped = aggregate.next_version(state, [two, one], ENCODING, SETTINGS, {}).state
+        swapped = aggregate.next_version(state, [two, one], ENCODING, SETTINGS).state
         assert (swapped.model_hash, swapped.chain_head != after.chain_head) == (after.model_hash, True)
 
 
@@ -130,20 +136,21 @@ class TestBlobs:
     def test_every_delta_and_the_snapshot_lead_to_the_same_bits(self, number: int, size: float) -> None:
         made = rounds(number, size)
         last = made[-1]
-        for since, coded in last.deltas.items():
+        for since, coded in deltas(made).items():
             old = made[since - 1].state.lattice
             reached = delta.apply(wire.decode(coded, ModelDelta), SHAPES, old)
             assert delta.lattice_hash(reached) == last.state.model_hash
         whole = aggregate.decode_lattice(last.snapshot, SHAPES)
         assert delta.lattice_hash(whole) == last.state.model_hash
 
-    def test_deltas_reach_back_by_powers_of_two_as_far_as_older_versions_are_at_hand(self) -> None:
+    def test_deltas_reach_back_by_powers_of_two_and_are_smaller_than_the_whole(self) -> None:
         assert aggregate.wanted_deltas(1) == ()
         assert aggregate.wanted_deltas(10) == (9, 8, 6, 2)
         assert aggregate.wanted_deltas(200) == (199, 198, 196, 192, 184, 168, 136)
-        made = rounds(10, keep=5)
-        assert set(made[-1].deltas) == {9, 8, 6}
-        assert all(len(coded) < len(made[-1].snapshot) for coded in made[-1].deltas.values())
+        made = rounds(10)
+        coded = deltas(made)
+        assert {9, 8, 6} <= set(coded)
+        assert all(len(data) < len(made[-1].snapshot) for data in coded.values())
 
     def test_a_version_is_loaded_from_its_blobs(self) -> None:
         made = rounds(3)[-1]

@@ -84,7 +84,7 @@ class Round:
         half = np.full(encoding.size, 0.5)
         values = sum(encoding.encode(one.measured(), LANE, half).values.astype(np.int64) for one in self.trainers)
         window = WindowTotal(bytes(32), bytes(32), np.asarray(values), DEVICES, DEVICES, LANE)
-        made = aggregate.next_version(self.first, [window], encoding, self.settings, {}, plans.statistics(self.body))
+        made = aggregate.next_version(self.first, [window], encoding, self.settings, plans.statistics(self.body))
         self.metrics = made.metrics
         return made.state
 
@@ -157,7 +157,7 @@ def test_no_rounding_makes_a_variance_negative() -> None:
     down = np.full(encoding.spec.d, -encoding.spec.limit, np.int64)
     window = WindowTotal(bytes(32), bytes(32), down, 1, 1, LANE)
     plain = replace(encoding, rotate=False)
-    after = aggregate.next_version(done.first, [window], plain, done.settings, {}, plans.statistics(done.body)).state
+    after = aggregate.next_version(done.first, [window], plain, done.settings, plans.statistics(done.body)).state
     assert np.all(aggregate.parameters(after)["norm.running_var"] >= 0)
     assert np.all(aggregate.parameters(after)["norm.running_mean"] < 0)
 

@@ -222,7 +222,7 @@ class Server:
         for window in windows:
             total = decode_sum(self.spec, settled(self.blobs.get(window.sum_sha256 or b"")), window.count)
             totals.append(WindowTotal(tau1_of(window.tau0, window.u2 or b""), total.sha256, total.values, total.count))
-        made = aggregate.next_version(self.state, totals, Encoding(self.spec), self.settings, {})
+        made = aggregate.next_version(self.state, totals, Encoding(self.spec), self.settings)
         record = self._record(made, tuple(window.tau0 for window in windows), sum(window.count for window in windows))
         settled(self.rounds.publish(record, record.windows))
         self._durable("publish")

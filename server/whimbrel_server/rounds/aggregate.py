@@ -2,7 +2,8 @@
 
 Here belongs the arithmetic, exact where it can be: window sums are integers, so their order does not matter; the master keeps
 float64 and with it what the lattice rounds away (error feedback). When a version is made belongs in `task_run.py`, where its
-blobs go in the shell. Runs on a worker: it takes milliseconds a million parameters.
+blobs go in the shell. Runs on a worker: it takes milliseconds a million parameters, and where an array may be changed in place
+it is, because a model may have a hundred million of them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from whimbrel_server.settings import TaskSettings
 
 Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
-Int64 = npt.NDArray[np.int64]
+Integers = npt.NDArray[np.integer]
 Shapes = Mapping[str, tuple[int, ...]]
 
 # The first step, as a fraction of a tensor's root mean square: rounding costs 0.1 %, and finer steps only make larger deltas.
@@ -39,11 +40,11 @@ _FARTHEST = 64
 
 @dataclass(frozen=True)
 class WindowTotal:
-    """A finished window: its U2's name, the sum's hash, the sum of values (int64 [d]), how many, their weight, the lane."""
+    """A finished window: its U2's name, the sum's hash, the sum of values (integers [d]), how many, their weight, the lane."""
 
     tau1: bytes
     sum_sha256: bytes
-    values: Int64
+    values: Integers
     count: int
     weight_sum: int = 0
     lane: bytes = b""
@@ -77,15 +78,14 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Published:
-    """A version with its encoded blobs: the snapshot, and deltas by the version that they start from.
+    """A version with its encoded snapshot.
 
     `update_norm` is the L2 norm of the server's step, `metrics` the means that its contributors reported.
     """
 
     state: ModelState
     snapshot: bytes
-    deltas: dict[int, bytes]
-    update_norm: float
+    update_norm: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -104,7 +104,7 @@ def first_version(parameters: Mapping[str, Float32]) -> Published:
     lattice = _lattice(master, shapes, exponents)
     model_hash = delta.lattice_hash(lattice)
     head = chain_next(CHAIN_START, 1, model_hash, ())
-    return _published(ModelState(1, shapes, master, lattice, model_hash, head), {}, 0.0)
+    return _published(ModelState(1, shapes, master, lattice, model_hash, head))
 
 
 def next_version(
@@ -112,41 +112,43 @@ def next_version(
     sums: Sequence[WindowTotal],
     encoding: Encoding,
     settings: TaskSettings,
-    older: Mapping[int, Lattice],
     statistics: Statistics = NO_STATISTICS,
 ) -> Published:
     """The version after `previous`: FedAvg with the server's learning rate on the mean of the windows' updates.
 
     `sums` are the windows applied, in order (none: the same parameters, published one bit finer), `encoding` is that of
-    `previous`, `older` the lattices of `wanted_deltas` that are at hand. Source: Reddi et al. 2021, "Adaptive Federated
-    Optimization", algorithm 1 with plain SGD on the server.
+    `previous`. Source: Reddi et al. 2021, "Adaptive Federated Optimization", algorithm 1 with plain SGD on the server.
     """
     totals = [window.total for window in sums]
-    step = np.zeros_like(previous.master)
-    if sums:
-        step = _rates(previous.shapes, settings.server_lr, statistics) * mean_update(encoding, totals)
-    master = np.maximum(previous.master + step, _least(previous.shapes, statistics))
-    lattice = _lattice(master, previous.shapes, _next_exponents(previous, master, step, settings.step_fraction))
+    step = mean_update(encoding, totals) if sums else np.zeros_like(previous.master)
+    _scale(step, previous.shapes, settings.server_lr, statistics)
+    norm, wanted = float(np.linalg.norm(step)), _wanted_exponents(previous, step, settings.step_fraction)
+    master = np.add(step, previous.master, out=step)
+    _raise_variances(master, previous.shapes, statistics)
+    lattice = _lattice(master, previous.shapes, _next_exponents(previous, master, wanted))
     model_hash, version = delta.lattice_hash(lattice), previous.version + 1
     windows = [(window.tau1, window.sum_sha256) for window in sums]
     head = chain_next(previous.chain_head, version, model_hash, windows)
     state = ModelState(version, previous.shapes, master, lattice, model_hash, head)
-    made = _published(state, {**older, previous.version: previous.lattice}, float(np.linalg.norm(step)))
-    return replace(made, metrics=mean_metrics(encoding, totals))
+    return replace(_published(state), update_norm=norm, metrics=mean_metrics(encoding, totals))
 
 
-def _rates(shapes: Shapes, rate: float, statistics: Statistics) -> Float64:
-    """The server's rate of each value."""
-    return _filled(shapes, [1.0 if name in statistics.running else rate for name in shapes])
+def _scale(step: Float64, shapes: Shapes, rate: float, statistics: Statistics) -> None:
+    """Multiply by the server's rate, except running statistics."""
+    for name, values in zip(shapes, _split(step, shapes), strict=True):
+        if name not in statistics.running:
+            values *= rate
 
 
-def _least(shapes: Shapes, statistics: Statistics) -> Float64:
-    """What each value is at least."""
-    return _filled(shapes, [0.0 if name in statistics.variances else -math.inf for name in shapes])
+def _raise_variances(master: Float64, shapes: Shapes, statistics: Statistics) -> None:
+    """Make no variance less than zero."""
+    for name, values in zip(shapes, _split(master, shapes), strict=True):
+        if name in statistics.variances:
+            np.maximum(values, 0.0, out=values)
 
 
-def _filled(shapes: Shapes, numbers: Sequence[float]) -> Float64:
-    return np.repeat(np.array(numbers, np.float64), [math.prod(shape) for shape in shapes.values()])
+def _published(state: ModelState) -> Published:
+    return Published(state, wire.encode(delta.snapshot(state.version, state.lattice, state.model_hash)))
 
 
 def wanted_deltas(version: int) -> tuple[int, ...]:
@@ -155,37 +157,38 @@ def wanted_deltas(version: int) -> tuple[int, ...]:
     return tuple(version - back for back in backs if version - back >= 1)
 
 
-def _published(state: ModelState, older: Mapping[int, Lattice], update_norm: float) -> Published:
-    snapshot = wire.encode(delta.snapshot(state.version, state.lattice))
-    deltas: dict[int, bytes] = {}
-    for number in wanted_deltas(state.version):
-        coded = _delta(number, older[number], state) if number in older else None
-        # Where a delta is no smaller than the whole, nobody needs it.
-        if coded is not None and len(coded) < len(snapshot):
-            deltas[number] = coded
-    return Published(state, snapshot, deltas, update_norm)
+def delta_from(number: int, old: Lattice, made: Published) -> bytes | None:
+    """The encoded delta from version `number` to the one made, or None where it serves nobody.
 
-
-def _delta(number: int, old: Lattice, state: ModelState) -> bytes | None:
+    That is where it is no smaller than the snapshot, or where there is none: a tensor outgrew its step, or the two are too far
+    apart.
+    """
+    state = made.state
     try:
-        return wire.encode(delta.delta(number, old, state.version, state.lattice))
+        coded = wire.encode(delta.delta(number, old, state.version, state.lattice, state.model_hash))
     except WireError:
-        # A tensor outgrew its step, or two versions are too far apart: these devices fetch the snapshot.
         return None
+    return coded if len(coded) < len(made.snapshot) else None
 
 
-def _next_exponents(previous: ModelState, master: Float64, step: Float64, fraction: float) -> list[int]:
+def _wanted_exponents(previous: ModelState, step: Float64, fraction: float) -> list[int]:
+    """Each tensor's step by its update alone.
+
+    A base that comes again after a failed window shows one bit more of the master: a device contributes to the same bytes only
+    once, so without it a small fleet whose window failed would have nobody left.
+    """
+    tensors = zip(previous.lattice, _split(step, previous.shapes), strict=True)
+    return [delta.step_exponent(update, fraction) if update.any() else old.exponent - 1 for old, update in tensors]
+
+
+def _next_exponents(previous: ModelState, master: Float64, wanted: Sequence[int]) -> list[int]:
     """Each tensor's step: halved when updates get small; raised only where a parameter would not be exact any more."""
-    tensors = zip(previous.lattice, _split(master, previous.shapes), _split(step, previous.shapes), strict=True)
-    return [_next_exponent(old.exponent, values, update, fraction) for old, values, update in tensors]
+    tensors = zip(previous.lattice, _split(master, previous.shapes), wanted, strict=True)
+    return [_next_exponent(old.exponent, delta.greatest(values), wish) for old, values, wish in tensors]
 
 
-def _next_exponent(old: int, values: Float64, update: Float64, fraction: float) -> int:
-    peak = float(np.max(np.abs(values), initial=0.0))
+def _next_exponent(old: int, peak: float, wanted: int) -> int:
     finest = math.ceil(math.log2(peak / (delta.LIMIT - 1))) if peak > 0 else -126
-    # A base that comes again after a failed window shows one bit more of the master: a device contributes to the same bytes
-    # only once, so without it a small fleet whose window failed would have nobody left.
-    wanted = delta.step_exponent(update, fraction) if update.any() else old - 1
     return max(min(old, max(wanted, finest + _HEADROOM_BITS)), finest)
 
 
@@ -208,9 +211,9 @@ def parameters(state: ModelState) -> dict[str, Float32]:
 # --- to and from blobs ------------------------------------------------------------------------------------------------
 
 
-def encode_master(master: Float64) -> bytes:
+def encode_master(master: Float64) -> memoryview:
     """Little-endian float64, plan order."""
-    return master.astype("<f8").tobytes()
+    return master.astype("<f8", copy=False).data.cast("B")
 
 
 def decode_lattice(snapshot: bytes, shapes: Shapes) -> Lattice:

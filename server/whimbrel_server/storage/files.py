@@ -37,10 +37,10 @@ class FileBlobs:
         name = sha256.hex()
         return self._directory / name[:2] / name
 
-    async def put(self, data: bytes) -> bytes:
+    async def put(self, data: bytes | memoryview) -> bytes:
         return await asyncio.to_thread(self._put, data)
 
-    def _put(self, data: bytes) -> bytes:
+    def _put(self, data: bytes | memoryview) -> bytes:
         sha256 = hashlib.sha256(data).digest()
         path = self._path(sha256)
         if self._renew(path):
@@ -57,7 +57,7 @@ class FileBlobs:
         self._checked.add(sha256)
         return sha256
 
-    def _write_durably(self, path: Path, data: bytes) -> None:
+    def _write_durably(self, path: Path, data: bytes | memoryview) -> None:
         path.parent.mkdir(exist_ok=True)
         part = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_UNFINISHED}")
         try:

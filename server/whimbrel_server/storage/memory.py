@@ -262,7 +262,7 @@ class MemoryBlobs:
         self._blobs: dict[bytes, bytes] = {}
         self._put_at: dict[bytes, float] = {}
 
-    async def put(self, data: bytes) -> bytes:
+    async def put(self, data: bytes | memoryview) -> bytes:
         sha256 = hashlib.sha256(data).digest()
         self._blobs.setdefault(sha256, bytes(data))
         self._put_at[sha256] = time.monotonic()

@@ -140,7 +140,7 @@ class Rounds(Protocol):
 class Blobs(Protocol):
     """Immutable bytes by their SHA-256."""
 
-    async def put(self, data: bytes) -> bytes:
+    async def put(self, data: bytes | memoryview) -> bytes:
         """Keep `data` if it is not there yet; returns its hash."""
 
     async def get(self, sha256: bytes, start: int = 0, stop: int | None = None) -> bytes:
