@@ -22,6 +22,7 @@ from whimbrel_server.fleet import Fleet
 from whimbrel_server.ingest.staging import Staging
 from whimbrel_server.ingest.upload import Pace
 from whimbrel_server.ingest.workers import Workers
+from whimbrel_server.listeners.listener import CONNECTION_BYTES
 from whimbrel_server.listeners.metrics import Metrics
 from whimbrel_server.listeners.tokens import Tokens
 from whimbrel_server.rounds.engine import Engine
@@ -71,7 +72,7 @@ def _assemble(
         signal=MemorySignal(),
         clock=clock,
         metrics=metrics,
-        staging=Staging(data.spill, limits.staging_bytes, limits.spill_bytes, limits.block_bytes),
+        staging=Staging(data.spill, limits.staging_bytes, limits.spill_bytes, limits.block_bytes, CONNECTION_BYTES),
         pace=Pace(limits.upload_bytes_per_s, limits.upload_grace_s),
         inline_bytes=config.work.inline_bytes,
         quarantine=config.quarantine,

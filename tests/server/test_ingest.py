@@ -31,8 +31,8 @@ def workers() -> Iterator[Workers]:
     made.close()
 
 
-def staging(tmp_path: Path, budget: int = 64 * BLOCK, spill: int = 2**20) -> Staging:
-    return Staging(tmp_path / "spill", budget, spill, BLOCK)
+def staging(tmp_path: Path, budget: int = 64 * BLOCK, spill: int = 2**20, connection: int = 0) -> Staging:
+    return Staging(tmp_path / "spill", budget, spill, BLOCK, connection)
 
 
 def stream(*chunks: bytes, end: bool = True) -> StreamReader:
@@ -193,6 +193,18 @@ async def test_over_both_budgets_an_upload_is_told_to_come_back(tmp_path: Path) 
     await sent(third, bytes(2 * BLOCK))
     second.drop()
     third.drop()
+    assert store.idle
+
+
+async def test_what_a_connection_buffers_leaves_less_for_blocks(tmp_path: Path) -> None:
+    store = staging(tmp_path, budget=2 * BLOCK, spill=0, connection=BLOCK)
+    small, large = uploaded(store, bytes(BLOCK)), uploaded(store, bytes(2 * BLOCK))
+    with pytest.raises(ProtocolError) as caught:
+        await sent(large, bytes(2 * BLOCK))
+    assert caught.value.code is Code.BUSY
+    large.drop()
+    await sent(small, bytes(BLOCK))
+    small.drop()
     assert store.idle
 
 

@@ -11,6 +11,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -18,10 +19,14 @@ from whimbrel_protocol.errors import Code, ProtocolError
 
 
 class Staging:
-    """The budgets of all uploads: `budget` bytes of blocks, then `spill_budget` bytes of files in `folder`."""
+    """The budgets of all uploads: `budget` bytes of memory, then `spill_budget` bytes of files in `folder`.
 
-    def __init__(self, folder: Path, budget: int, spill_budget: int, block_bytes: int) -> None:
+    Memory is blocks, and what the connection of an upload that is read buffers: `connection_bytes` at most.
+    """
+
+    def __init__(self, folder: Path, budget: int, spill_budget: int, block_bytes: int, connection_bytes: int) -> None:
         self.folder, self.block_bytes = folder, block_bytes
+        self._connection_bytes = connection_bytes
         self._budget, self._in_use = budget, 0
         self._free: list[bytearray] = []
         self._spill_budget = self._spill_left = spill_budget
@@ -30,6 +35,16 @@ class Staging:
     def idle(self) -> bool:
         """Whether everything that was taken was given back."""
         return self._in_use == 0 and self._spill_left == self._spill_budget
+
+    @contextmanager
+    def reading(self, size: int) -> Iterator[None]:
+        """While this is held, `size` bytes are read from a connection; they are not refused, but leave less for blocks."""
+        buffered = min(size, self._connection_bytes)
+        self._in_use += buffered
+        try:
+            yield
+        finally:
+            self._give(buffered)
 
     def take_block(self, size: int) -> bytearray | None:
         """Return a block of `size` bytes, at most `block_bytes`, or nothing where the budget is used up.
@@ -49,9 +64,12 @@ class Staging:
 
     def give_block(self, block: bytearray) -> None:
         """Take a block back."""
-        self._in_use -= len(block)
         if len(block) == self.block_bytes:
             self._free.append(block)
+        self._give(len(block))
+
+    def _give(self, size: int) -> None:
+        self._in_use -= size
         if not self._in_use:  # no upload is under way: what comes next, an unmasking, needs the memory itself
             self._free.clear()
 

@@ -66,15 +66,16 @@ class Upload:
         turn, position, end = self._turn, offset, offset + length
         clock = asyncio.get_running_loop().time
         deadline, due = clock() + pace.grace_s, position + pace.bytes_per_s * pace.grace_s
-        while position < end:
-            chunk = await _next_chunk(content, deadline)
-            self._demand_turn(turn)
-            if not chunk:
-                raise ProtocolError(Code.BAD_REQUEST, "the body ended before its Content-Length")
-            position = await self._staged.write(position, chunk[: end - position])
-            self._demand_turn(turn)
-            if position >= due:
-                deadline, due = clock() + pace.grace_s, position + pace.bytes_per_s * pace.grace_s
+        with self._staging.reading(length):
+            while position < end:
+                chunk = await _next_chunk(content, deadline)
+                self._demand_turn(turn)
+                if not chunk:
+                    raise ProtocolError(Code.BAD_REQUEST, "the body ended before its Content-Length")
+                position = await self._staged.write(position, chunk[: end - position])
+                self._demand_turn(turn)
+                if position >= due:
+                    deadline, due = clock() + pace.grace_s, position + pace.bytes_per_s * pace.grace_s
 
     def _demand_turn(self, turn: int) -> None:
         if turn != self._turn:

@@ -23,9 +23,10 @@ logger = logging.getLogger("whimbrel.http")
 _NAME = "whimbrel"
 # After a refusal the rest of the body is read for this long, so that the client gets to see the answer.
 _LINGER_S = 1.0
-# What a connection may buffer before its upload is read, and what is read of it at once (asyncio takes 256 KiB otherwise): both
-# stand beside the staging budget, once each connection.
-_READ_AHEAD, _READ_ONCE = 2**14, 2**15
+# aiohttp stops reading a connection that buffers twice the first, and asyncio reads so much as the second at once (it would
+# take 256 KiB): that much memory an upload takes beside its blocks.
+_READ_AHEAD, _READ_ONCE = 2**13, 2**14
+CONNECTION_BYTES = 2 * _READ_AHEAD + _READ_ONCE
 # Long polls are cut off when the server stops: devices ask again, and a kill must be as good as a stop.
 _SHUTDOWN_S = 0.5
 

@@ -22,6 +22,8 @@ T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
 _GROUP_MAX = 1024
+# Of each connection; what is read again and again lies in the system's page cache as well.
+_CACHE_KB = 512
 
 
 @dataclass
@@ -46,7 +48,7 @@ def connect(path: Path) -> sqlite3.Connection:
     """A connection in WAL mode whose commits survive a loss of power; transactions are begun by hand."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
     connection.row_factory = sqlite3.Row
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"cache_size=-{_CACHE_KB}"):
         connection.execute(f"PRAGMA {pragma}")
     return connection
 

@@ -22,6 +22,7 @@ from whimbrel_server.ingest.staging import Staging
 from whimbrel_server.ingest.upload import WORD, Accumulator, Pace, Upload
 from whimbrel_server.ingest.workers import Worker
 from whimbrel_server.listeners.metrics import Metrics
+from whimbrel_server.memory import LARGE_BYTES, trim
 from whimbrel_server.rounds import quarantine
 from whimbrel_server.storage.protocols import Blobs, Rounds, Signal
 from whimbrel_server.storage.records import BlameRecord, WindowOutcome
@@ -280,6 +281,8 @@ class LiveWindow:
         match effect:
             case effects.FixU2(u2):
                 await rounds.fix_u2(self.tau0, u2, now)
+                if self._size > LARGE_BYTES:  # what the many small messages so far left behind makes room for vectors
+                    await self._worker.run(trim)
             case effects.FixSurvivors(u3, heads):
                 self._masked_sum = await self._services.blobs.put(await self._accumulator.copy())
                 await rounds.fix_survivors(self.tau0, u3, heads, self._masked_sum, now)
