@@ -250,8 +250,8 @@ def test_placeholders_get_values_by_their_use() -> None:
 LIMITS = (training.ACCEPT, training.SPREAD)
 
 
-def slope_of(curve: Callable[[float], float], slope: float) -> training.Slope:
-    return training.judge(slope, list(training.differences(curve, training.EPSILONS)), training.EPSILONS, LIMITS)
+def slope_of(curve: Callable[[float], float], slope: float, grain: float = 0.0) -> training.Slope:
+    return training.judge(slope, list(training.differences(curve, training.EPSILONS)), training.EPSILONS, LIMITS, grain)
 
 
 def test_a_slope_is_right_or_wrong() -> None:
@@ -265,3 +265,21 @@ def test_noise_decides_nothing() -> None:
     rng = np.random.default_rng(1)
     found = slope_of(lambda eps: float(rng.normal()), 0.7)
     assert not found.decided and not found.right
+
+
+def test_a_flat_loss_contradicts_only_what_it_would_have_shown() -> None:
+    """16 + 1e-7 eps is 16 in float32 for all eps that are tried; a slope of 1 would have shown, and 0 is what is seen."""
+    flat, grain = lambda eps: float(np.float32(16 + 1e-7 * eps)), float(np.spacing(np.float32(16)))
+    unseen, wrong, none = (slope_of(flat, slope, grain) for slope in (1e-7, 1.0, 0.0))
+    assert not unseen.decided and not unseen.right
+    assert wrong.decided and not wrong.right
+    assert none.decided and none.right
+
+
+def test_a_loss_that_float32_shows_flat_is_judged_in_float64(told: Told, tmp_path: Path) -> None:
+    """Weights of 1e-6 beside 64: float32 sees no slope at all, float64 sees that the gradient is right."""
+    proto = model("(float[4,6] x) => (float[4,3] y) <float far = {64}> { h = MatMul (x, w) y = Add (h, far) }", w=(6, 3))
+    small = 1e-6 * numpy_helper.to_array(proto.graph.initializer[-1])
+    proto.graph.initializer[-1].CopyFrom(numpy_helper.from_array(small, "w"))
+    _, facts = told(saved(tmp_path, proto), "--loss", "l1")
+    assert not facts["gradient"]["decided"] and facts["exact"]["right"] and facts["exact"]["by_gradient"]

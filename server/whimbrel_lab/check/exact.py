@@ -50,7 +50,7 @@ def check_gradient(folder: Path) -> Slope:
         moved = {name: array + eps * direction[name] for name, array in start.items()}
         return float(evaluate({**fixed, **moved})["@loss"])
 
-    return judge(slope, list(differences(loss, EPSILONS)), EPSILONS, LIMITS)
+    return judge(slope, list(differences(loss, EPSILONS)), EPSILONS, LIMITS, float(np.spacing(float(found["@loss"]))))
 
 
 def _filled(model: onnx.ModelProto, frozen: Mapping[str, Array]) -> onnx.ModelProto:

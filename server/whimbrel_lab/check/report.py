@@ -70,7 +70,7 @@ def _slope(slope: Slope, kind: str) -> str:
         f"differences in {kind}: relative error {slope.error:.1e} (eps {slope.eps:.1e}, they agree to {slope.spread:.0e})"
     )
     if not slope.decided:
-        return f"{text}; undecided: the loss is too flat or too rough here"
+        return f"{text}; undecided: the loss is too {'rough' if slope.by_difference else 'flat'} here for {kind}"
     return text if slope.right else f"{text}; not equal"
 
 

@@ -160,7 +160,7 @@ def check_gradient(folder: Path, slow: bool = False) -> Slope:
     """
     epsilons, directions = (EPSILONS[::2], DIRECTIONS[:1]) if slow else (EPSILONS, DIRECTIONS)
     device = _Device(folder, GRADIENT, _UNIT)
-    device.step()
+    grain = float(np.spacing(np.float32(device.step())))
     stepped = device.parameters()
     for seed in directions:
         direction = random_direction(device.start, seed)
@@ -171,7 +171,7 @@ def check_gradient(folder: Path, slow: bool = False) -> Slope:
             device.restart([np.asarray(p + eps * d, np.float32) for p, d in zip(device.start, direction, strict=True)])
             return device.step()
 
-        found = judge(slope, list(differences(loss, epsilons)), epsilons, (ACCEPT, SPREAD))
+        found = judge(slope, list(differences(loss, epsilons)), epsilons, (ACCEPT, SPREAD), grain)
         if found.right:
             break
     return found
@@ -186,11 +186,14 @@ def random_direction(parameters: Sequence[Array], seed: int) -> list[Array]:
     return [(rng.standard_normal(a.shape) * scale).astype(a.dtype) for a, scale in zip(parameters, scales, strict=True)]
 
 
-def judge(slope: float, found: Sequence[float], epsilons: Sequence[float], limits: tuple[float, float]) -> Slope:
+def judge(
+    slope: float, found: Sequence[float], epsilons: Sequence[float], limits: tuple[float, float], grain: float = 0.0
+) -> Slope:
     """Compare with the run of differences that agree best: further apart they bend, nearer they round.
 
     The run is chosen without looking at `slope`, so that a wrong gradient has no say in it. `limits`: the relative error that
-    is accepted, and the spread above which nothing is decided.
+    is accepted, and the spread above which nothing is decided. `grain` is the distance of two numbers that the loss can be:
+    differences of nothing but 0 contradict only a slope that would have moved it further.
     """
     runs = [found[k : k + WINDOW] for k in range(len(found) - WINDOW + 1)]
     spreads = [(max(run) - min(run)) / max(*map(abs, run), 1e-30) for run in runs]
@@ -198,8 +201,10 @@ def judge(slope: float, found: Sequence[float], epsilons: Sequence[float], limit
     difference = statistics.median(runs[best])
     error = abs(slope - difference) / max(abs(slope), abs(difference), 1e-30)
     accept, undecided = limits
-    right = bool(error <= max(accept, spread)) and spread < undecided
-    return Slope(slope, difference, epsilons[best + WINDOW // 2], error, spread, spread < undecided, right)
+    hidden = not any(runs[best]) and 0 < abs(2 * epsilons[best] * slope) <= 2 * grain
+    decided = spread < undecided and not hidden
+    right = bool(error <= max(accept, spread)) and decided
+    return Slope(slope, difference, epsilons[best + WINDOW // 2], error, spread, decided, right)
 
 
 def differences(loss: Callable[[float], float], epsilons: Sequence[float]) -> Iterator[float]:
