@@ -22,10 +22,10 @@ from whimbrel_lab.check.report import size
 INTRODUCTION = """# Models that train as they are shipped
 
 What `whimbrel-lab check` finds on models that published packages ship for inference, none of them made with training in mind.
-Trained is all that was learnt (not, for instance, the Fourier basis of a voice model), or as much of it as a gradient reaches. The
-gradient is held against central differences along a random direction, in float32, or in float64 where float32 tells nothing; the
-loss is that on one random batch, before and after 20 steps of plain gradient descent. Times and memory are those of one thread of
-the shared machine that made the page. The `light` models are shipped without their weights, which are random here.
+Trained is all that was learnt (not a voice model's Fourier basis, for instance), or as much of it as a gradient reaches. The
+gradient is held against central differences along a random direction, in float32, or in float64 where float32 tells nothing;
+the loss is that on one random batch, before and after 20 steps of plain gradient descent. Times and memory are those of one
+thread of the shared machine that made the page. The `light` models are shipped without their weights, which are random here.
 
 Made by `python -m whimbrel_lab.check.models_page FOLDER`.
 
