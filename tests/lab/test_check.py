@@ -86,8 +86,10 @@ def test_what_has_no_gradient_is_refused_by_name_or_left_out(told: Told, tmp_pat
     path = saved(tmp_path, blocked())
     status, facts = told(path, "--trainable", "all")
     assert (status, facts["ok"], facts["learning"]) == (1, False, None)
-    for words in ("Det", "'d'", "'w'", "'v'"):
+    for words in ("Det", "'d'", "'w'", "'v'", "Here: --trainable auto or last:1"):
         assert words in facts["refusal"], words
+    status, facts = told(path, "--trainable", "w")
+    assert status == 1 and "none of the chosen" in facts["refusal"] and facts["refusal"].endswith("Here: --trainable last:1")
     status, facts = told(path)
     assert (status, list(facts["step"]["trained"]), facts["step"]["given_up"]) == (0, ["v"], ["w"])
 
@@ -97,6 +99,12 @@ def test_the_authors_choices_are_followed(told: Told) -> None:
     status, facts = told(DATA / "sentences.onnx", *choices)
     assert (status, facts["source"]["loss"], facts["source"]["loss_because"]) == (0, "mse", "as asked")
     assert list(facts["step"]["trained"]) == ["head.weight", "head.bias"] and facts["step"]["batch"] == 3
+
+
+def test_a_new_head_is_tried_with_its_own_classes(told: Told) -> None:
+    for classes in (2, 12):
+        status, facts = told(DATA / "digits-cnn.onnx", "--head", classes, "--trainable", "last:1")
+        assert status == 0 and facts["step"]["trained"]["head.bias"] == classes
 
 
 def test_weights_that_devices_do_not_train_are_refused(told: Told, tmp_path: Path) -> None:
@@ -209,6 +217,13 @@ def test_a_scalar_is_what_the_model_compares_it_with_unless_given() -> None:
     proto = model(f"(float[2,6] x, int64 rate) => (float[2,6] y) <int64 r = {{8000}}> {{ {body} }}")
     assert fit(proto).values == {"rate": 8000.0} and "rate = 8000" in fit(proto).notes[0]
     assert fit(proto, values={"rate": 5.0}).feeds["rate"] == 5
+
+
+def test_a_value_fills_an_input_of_any_size(told: Told, tmp_path: Path) -> None:
+    """Lengths, say: the step then has no such input, and no guess is made of it."""
+    proto = model("(float[N,6] x, float[N,K] size) => (float[N,3] y) { z = Div (x, size) y = MatMul (z, w) }", w=(6, 3))
+    status, facts = told(saved(tmp_path, proto), "--value", "size=2", "--input", "size=4,1", "--exact")
+    assert (status, facts["refusal"]) == (0, "") and facts["exact"]["right"]
 
 
 @pytest.mark.parametrize(

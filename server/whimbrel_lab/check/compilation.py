@@ -27,7 +27,7 @@ from whimbrel_lab.check.runtime import Array, Model, Stopped, run
 from whimbrel_protocol.delta import compress
 from whimbrel_protocol.objects import VectorSpec
 from whimbrel_server import compiler
-from whimbrel_server.compiler import CompileError, StepSpec, TrainStep
+from whimbrel_server.compiler import CompileError, StepSpec, TrainStep, UnsupportedOperator
 from whimbrel_server.compiler.graph.nested import reads
 
 BITS, COHORT = 16, 32  # of the masked vector that is reckoned with
@@ -52,11 +52,21 @@ def main(folder: Path) -> int:
     found: dict[str, Any] = {}
     try:
         _check(options, folder, found)
+    except UnsupportedOperator as error:
+        facts.write(folder, refusal=f"{error}{_way_out(error)}", **found)
+        return 1
     except (Refused, Stopped, CompileError, inputs.Unfit, objectives.NoOutput) as error:
         facts.write(folder, refusal=str(error), **found)
         return 1
     facts.write(folder, **found)
     return 0
+
+
+def _way_out(error: UnsupportedOperator) -> str:
+    """The words of this command for what could be trained instead."""
+    words = ["auto"] if error.trainable else []
+    words += [f"last:{error.layers}"] if error.layers else []
+    return f". Here: --trainable {' or '.join(words)}" if words else ""
 
 
 def _options(folder: Path) -> Options:
@@ -157,7 +167,7 @@ def _spec(model: onnx.ModelProto, options: Options, fitted: Fitted, objective: O
         train=("*",) if auto or options.trainable == ("all",) else options.trainable,
         freeze="auto" if auto else "refuse",
         output=objective.output,
-        dims={name: array.shape for name, array in fitted.feeds.items() if name in read - fitted.values.keys()},
+        dims={name: array.shape for name, array in fitted.feeds.items() if name in read and array.shape},
         values={name: value for name, value in fitted.values.items() if name in read},
         adapters=compiler.Adapters(options.lora, float(options.lora)) if options.lora else None,
         head=options.head or None,
@@ -217,7 +227,7 @@ def _leave(
     batch = {name: array for name, array in fitted.feeds.items() if name not in fitted.values}
     for one in step.inputs:
         if one.role == "label":
-            batch[one.name] = objectives.labels(objective, output, one.shape, one.dtype, label_seed)
+            batch[one.name] = objectives.labels(objective, output, one.shape, one.dtype, label_seed, options.head)
         elif one.role == "weight":
             batch[one.name] = np.ones(one.shape, one.dtype)
     wanted = {one.name for one in step.inputs}

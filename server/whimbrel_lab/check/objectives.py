@@ -108,11 +108,14 @@ def _probabilities(output: Array) -> bool:
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-def labels(objective: Objective, output: Array, shape: Sequence[int], dtype: np.dtype[np.generic], seed: int) -> Array:
-    """Labels of the step's shape and type, at random: classes that exist, targets of the output's own size."""
+def labels(
+    objective: Objective, output: Array, shape: Sequence[int], dtype: np.dtype[np.generic], seed: int, head: int = 0
+) -> Array:
+    """Labels of the step's shape and type, at random: classes that exist (those of a new head), targets of the output's own
+    size."""
     rng = np.random.default_rng(seed)
     if dtype.kind in "iu":
-        return rng.integers(_first_class(objective.loss), _classes(objective.loss, output), shape).astype(dtype)
+        return rng.integers(_first_class(objective.loss), _classes(objective.loss, output, head), shape).astype(dtype)
     if objective.loss == "bce_with_logits":
         return rng.integers(0, 2, shape).astype(dtype)
     if objective.loss == "soft_cross_entropy":
@@ -126,8 +129,8 @@ def _first_class(loss: str) -> int:
     return int(loss == "ctc")  # class 0 is the blank
 
 
-def _classes(loss: str, output: Array) -> int:
+def _classes(loss: str, output: Array, head: int) -> int:
     if loss == "hard_triplet":
         return max(2, len(output) // 2)  # pairs of one class
     axis = 1 if loss == "cross_entropy" else output.ndim - 1
-    return max(2, int(output.shape[axis]))
+    return max(2, head or int(output.shape[axis]))

@@ -11,7 +11,7 @@ import onnx
 
 from whimbrel_server.compiler.choice.adapters import with_adapters
 from whimbrel_server.compiler.choice.chosen import Choice, choose, is_local, moving_statistics, task_model
-from whimbrel_server.compiler.choice.selection import last_layers
+from whimbrel_server.compiler.choice.selection import last_layers, trainable_names
 from whimbrel_server.compiler.contract import Run, StepSpec
 from whimbrel_server.compiler.errors import CompileError, UnsupportedOperator
 from whimbrel_server.compiler.grad import grad
@@ -47,7 +47,8 @@ def differentiate(model: onnx.ModelProto, spec: StepSpec, training: bool, run: R
             done = _attempt(prepared, spec, choice, training, run)
         except UnsupportedOperator as refusal:
             if not _gives_way(spec) or not refusal.trainable:
-                raise refusal.advised(last_layers(prepared.graph, refusal.trainable, spec.output)) from None
+                behind = refusal.trainable or _reached(prepared, spec, training, run)
+                raise refusal.advised(last_layers(prepared.graph, behind, spec.output)) from None
             choice, lost = _without(choice, refusal.trainable)
             given_up += lost
             continue
@@ -72,6 +73,17 @@ def _attempt(prepared: onnx.ModelProto, spec: StepSpec, choice: Choice, training
     running = tuple(name for name in moving if name in source.weights)
     local = tuple(name for name in (*gradients, *running) if is_local(name, spec))
     return Differentiated(source, target, choice, gradients, running, local)
+
+
+def _reached(prepared: onnx.ModelProto, spec: StepSpec, training: bool, run: Run | None) -> tuple[str, ...]:
+    """What a gradient reaches of all weights, where it reaches none of those that were chosen."""
+    try:
+        _attempt(prepared, spec, Choice(tuple(trainable_names(prepared.graph, ["*"], spec.output)), ()), training, run)
+    except UnsupportedOperator as wider:
+        return wider.trainable
+    except CompileError:
+        return ()
+    return ()
 
 
 def _gives_way(spec: StepSpec) -> bool:

@@ -30,7 +30,8 @@ class UnsupportedOperator(CompileError):
     """An operator without a usable gradient between the loss and a trained weight.
 
     `path` leads from the refused node back to the nearest trained weight, which is its last entry. `trainable` holds
-    the weights that no refused node separates from the loss: the largest set that can be trained instead.
+    the weights, of those chosen, that no refused node separates from the loss: the largest set that can be trained instead.
+    `layers` is how many layers, counted from the end, hold none but such weights.
     """
 
     def __init__(self, op: str, node: str, reason: str, path: Sequence[str], trainable: Mapping[str, int], nodes: int) -> None:
@@ -45,9 +46,11 @@ class UnsupportedOperator(CompileError):
         self.node = node
         self.path = tuple(path)
         self.trainable = tuple(trainable)
+        self.layers = 0
 
     def advised(self, layers: int) -> "UnsupportedOperator":
         """This error with a shorter way to name what can be trained: that many layers, counted from the end."""
+        self.layers = layers
         if layers:
             self.args = (f"{self}; or train=['last:{layers}']",)
         return self
@@ -56,7 +59,7 @@ class UnsupportedOperator(CompileError):
 def _advice(trainable: Mapping[str, int], nodes: int) -> str:
     """What can be trained instead: names and element counts of the weights, and how many nodes depend on them."""
     if not trainable:
-        return "no weight lies after it"
+        return "none of the chosen weights lies after it"
     names, count = list(trainable), sum(trainable.values())
     shown = f"train={names!r}" if len(names) <= LISTED else f"train=[{names[0]!r}, ... {names[-1]!r}]"
     return (
