@@ -29,7 +29,7 @@ from whimbrel_protocol.member import Member
 from whimbrel_protocol.packing import decode_sum
 from whimbrel_protocol.signed import Policy
 from whimbrel_protocol.spent import Verdict
-from whimbrel_server import coordinator
+from whimbrel_server.windows import live_windows
 
 
 def member(device: Device) -> Member:
@@ -213,7 +213,7 @@ def forgotten(site: Site, tau0: str) -> None:
 
 def test_a_window_under_fire_ends_with_the_exact_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nine honest members, and one whose token sends much of the damage: it may fall out, nothing else may happen."""
-    monkeypatch.setattr(coordinator, "_LINGER_S", 0.01)
+    monkeypatch.setattr(live_windows, "_LINGER_S", 0.01)
     with under_fire(tmp_path) as site:
         opened = stand_in_a_window(site)
         *honest, hostile = site.devices
@@ -229,7 +229,7 @@ def test_a_window_under_fire_ends_with_the_exact_sum(tmp_path: Path, monkeypatch
 
 def test_a_window_that_was_given_up_is_freed_under_fire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Votes for the abort reach a window that has left the memory, and comes back for them."""
-    monkeypatch.setattr(coordinator, "_LINGER_S", 0.01)
+    monkeypatch.setattr(live_windows, "_LINGER_S", 0.01)
     with under_fire(tmp_path, share_s=1.0, patience_s=0.0) as site:
         for device, opened in zip(site.devices, stand_in_a_window(site), strict=True):
             dealt(device, opened)

@@ -31,6 +31,7 @@ from whimbrel_server.settings import TaskSettings
 from whimbrel_server.storage.records import AssignmentRecord, TaskRecord, WindowRecord
 from whimbrel_server.sweeping import sweep
 from whimbrel_server.windows.live import LiveWindow, Services, seconds
+from whimbrel_server.windows.live_windows import LiveWindows
 from whimbrel_server.windows.window_restore import restore
 from whimbrel_server.windows.window_run import WindowRun
 
@@ -40,8 +41,6 @@ logger = logging.getLogger("whimbrel.coordinator")
 _TICKETS = b"tickets"
 _RETRY_S = 5.0
 _LEAST_SLEEP_S = 0.02
-# An ended window still answers repeats from memory for a while; afterwards its record does.
-_LINGER_S = 60.0
 _PRUNE_S = 3600.0
 _TIDY_LEAST_S = 60.0
 
@@ -54,9 +53,7 @@ class Coordinator:
     ) -> None:
         self.services, self.fleet, self.catalogue = services, fleet, catalogue
         self.engine, self.tokens, self.workers = engine, tokens, workers
-        self.windows: dict[bytes, LiveWindow] = {}
-        self._by_id: dict[int, LiveWindow] = {}
-        self._tau0: dict[int, bytes] = {}
+        self.windows = LiveWindows(services, workers, self._window_closed)
         self._opening: set[int] = set()
         self._keeping: dict[bytes, asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -89,8 +86,7 @@ class Coordinator:
         """Let go of everything. Nothing needs saving: what was promised is durable, and a start is a recovery."""
         for task in list(self._tasks):
             task.cancel()
-        for window in self.windows.values():
-            window.stop()
+        self.windows.stop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self.workers.close)
         await self.services.rounds.close()
@@ -103,7 +99,7 @@ class Coordinator:
             except Exception:
                 logger.exception("unforeseen")
                 await asyncio.sleep(_RETRY_S)
-            due = [self.engine.next_timer(), *(window.run.deadline for window in self.windows.values())]
+            due = (self.engine.next_timer(), self.windows.next_deadline())
             delay = min((when - self.now() for when in due if when is not None), default=3600.0)
             try:
                 async with asyncio.timeout(max(delay, _LEAST_SLEEP_S)):
@@ -130,8 +126,7 @@ class Coordinator:
 
     def _let_pass(self) -> None:
         self.carry_out_later(self.engine.tick(self.now()))
-        for window in list(self.windows.values()):
-            window.tick(self.now())
+        self.windows.tick(self.now())
 
     # --- effects of the engine --------------------------------------------------------------------------------------
 
@@ -205,45 +200,23 @@ class Coordinator:
                 opened_at=now,
             )
         )
-        run = WindowRun(collector, task.settings.limits(task.spec.words), self.now())
-        return self.adopt(run)
-
-    def adopt(self, run: WindowRun, masked_sum: bytes | None = None) -> LiveWindow:
-        """Let a durable window run that the engine waits for."""
-        window = self._make(run, masked_sum)
-        window_id = run.collector.params.window_id
-        self._by_id[window_id], self._tau0[window_id] = window, window.tau0
-        return window
-
-    def take_in(self, run: WindowRun, masked_sum: bytes | None) -> LiveWindow:
-        """Let a window run of which the engine knows no more: it waits for the votes that settle its updates."""
-        window = self._make(run, masked_sum)
-        asyncio.get_running_loop().call_later(_LINGER_S, self._forget, window)
-        return window
-
-    def _make(self, run: WindowRun, masked_sum: bytes | None) -> LiveWindow:
-        worker = self.workers.pinned(run.collector.tau0)
-        window = self.windows[run.collector.tau0] = LiveWindow(run, self.services, worker, self._window_closed, masked_sum)
-        return window
+        return self.windows.adopt(WindowRun(collector, task.settings.limits(task.spec.words), self.now()))
 
     async def revive(self, record: WindowRecord) -> LiveWindow:
         """Bring back a window that was given up, for the votes that settle its updates; the engine knows of it no more."""
         stored = await self.services.rounds.events(record.tau0)
         spec, limits = await self.catalogue.spec(record), self.catalogue.task(record.task).settings.limits(0)
-        if record.tau0 in self.windows:  # another member's vote was quicker
-            return self.windows[record.tau0]
+        held = self.windows.get(record.tau0)
+        if held is not None:  # another member's vote was quicker
+            return held
         run, begin = restore(record, stored, spec, limits, self.now())
-        window = self.take_in(run, record.masked_sum)
+        window = self.windows.take_in(run, record.masked_sum)
         window.begin(begin)
         return window
 
-    def remember(self, record: WindowRecord) -> None:
-        """Know a finished window's name, so that the engine's number leads to its sum."""
-        self._tau0[record.window_id] = record.tau0
-
     def _window_closed(self, window: LiveWindow, outcome: str) -> None:
         window_id, now = window.run.collector.params.window_id, self.now()
-        if self._by_id.pop(window_id, None) is not None:
+        if self.windows.settle(window):
             collector = window.run.collector
             match outcome:
                 case "done":
@@ -255,13 +228,13 @@ class Coordinator:
                     survivors = [collector.devices[i] for i in collector.u3]
                     follows = self.engine.window_failed(window_id, now, survivors)
             if outcome != "done":
-                del self._tau0[window_id]
+                self.windows.forget_name(window_id)
             for one in window.blamed:
                 follows = [*follows, *self.engine.quarantine(one.device, one.until, now)]
             self.spawn(self.carry_out(follows))
         elif outcome == "done":
             self.spawn(self._count_late(window))
-        asyncio.get_running_loop().call_later(_LINGER_S, self._forget, window)
+        self.windows.linger(window)
 
     async def _count_late(self, window: LiveWindow) -> None:
         """Hand the sum of a window that was given up to the round of its version, if that goes on."""
@@ -269,27 +242,18 @@ class Coordinator:
         done = ClosedWindow(record.window_id, tuple(collector.devices[i] for i in collector.u3))
         counts, follows = self.engine.window_late(record.task, record.version, done, self.now())
         if counts:
-            self._tau0[record.window_id] = record.tau0
+            self.windows.remember(record)
         logger.info("late sum", extra={"window": record.tau0.hex(), "version": record.version, "counts": counts})
         await self.carry_out(follows)
 
-    def _forget(self, window: LiveWindow) -> None:
-        """Drop a window from memory that does nothing by itself any more; a late vote brings it back (see `revive`)."""
-        if window.ended:
-            window.stop()
-            if self.windows.get(window.tau0) is window:
-                del self.windows[window.tau0]
-        else:
-            asyncio.get_running_loop().call_later(_LINGER_S, self._forget, window)
-
     async def _publish(self, effect: events.Publish) -> None:
         async def publish() -> None:
-            records = [await self.record(self._tau0[window_id]) for window_id in effect.windows]
+            records = [await self.record(self.windows.name(window_id)) for window_id in effect.windows]
             await self.catalogue.publish(effect.task, records, self.now())
 
         await self._insist(publish, f"version after {effect.base_version} of {effect.task}")
         for window_id in effect.windows:
-            del self._tau0[window_id]
+            self.windows.forget_name(window_id)
         version = self.catalogue.task(effect.task).version
         logger.info("version published", extra={"task": effect.task, "version": version.version, "n": version.contributions})
         self._littered.set()
@@ -389,8 +353,9 @@ class Coordinator:
             mark = self.services.signal.mark(_TICKETS)
             answer = self.engine.ticket(ticket, device, self.now())
             if isinstance(answer, Opened):
-                if answer.window_id in self._by_id:
-                    return self._by_id[answer.window_id].run.open()
+                window = self.windows.awaited(answer.window_id)
+                if window is not None:
+                    return window.run.open()
                 if answer.window_id not in self._opening:
                     raise RuleError(Code.UNKNOWN_TICKET, "the window has ended, or could not be opened: join again")
             left = end - loop.time()
@@ -443,11 +408,3 @@ class Coordinator:
     def task_view(self, name: str) -> events.TaskView | None:
         """Return where a task stands; nothing while it waits for its signed plan."""
         return self.engine.task(name) if name in self.catalogue.live else None
-
-    def window_states(self) -> dict[str, float]:
-        """Return how many windows in memory are in each phase."""
-        counts: dict[str, float] = {}
-        for window in self.windows.values():
-            name = window.run.phase.name.lower()
-            counts[name] = counts.get(name, 0) + 1
-        return counts

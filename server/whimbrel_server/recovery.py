@@ -102,7 +102,7 @@ async def _restore(coordinator: Coordinator, stored: Recovery) -> None:
     for task in stored.tasks:
         if task.name in stored.current:
             for done in stored.unapplied[task.name]:
-                coordinator.remember(done)
+                coordinator.windows.remember(done)
             effects = coordinator.engine.add_task(_task_start(coordinator, task, stored), coordinator.now())
             coordinator.carry_out_later(effects)
     for live, begin in windows:
@@ -123,8 +123,8 @@ async def _restore_window(
         logger.error("a window is damaged and left out", extra=fields)
         return None
     if _is_awaited(record, coordinator.catalogue.task(record.task).version.version):
-        return coordinator.adopt(run, record.masked_sum), begin
-    return coordinator.take_in(run, record.masked_sum), begin
+        return coordinator.windows.adopt(run, record.masked_sum), begin
+    return coordinator.windows.take_in(run, record.masked_sum), begin
 
 
 def _is_awaited(record: WindowRecord, version: int) -> bool:

@@ -20,6 +20,7 @@ from whimbrel_protocol.errors import Code, ProtocolError, RuleError
 from whimbrel_protocol.packing import decode_sum
 from whimbrel_protocol.rules import members_of
 from whimbrel_server.app import running
+from whimbrel_server.windows import live_windows
 
 
 @asynccontextmanager
@@ -120,7 +121,7 @@ async def test_a_window_without_a_fixed_survivor_set_is_aborted_and_its_updates_
         await abort(devices[:3])
     # Three votes make no certificate; they are not lost with the next server either, which waits for the fourth to look.
     async with again(world, devices) as operator:
-        assert operator.server.coordinator.windows == {}
+        assert not list(operator.server.coordinator.windows)
         await abort(devices[3:9])
         certificate = await devices[0].poll(f"{devices[0].window}/quorum")
         assert (certificate.kind, len(certificate.idx)) == (m.VoteKind.ABORT, 7)
@@ -165,7 +166,10 @@ async def test_from_the_fixed_survivor_set_on_a_window_goes_on(tmp_path: Path, s
 
 
 @pytest.mark.parametrize("dies", [False, True])
-async def test_the_commit_that_was_missing_may_come_when_the_window_has_left_memory(tmp_path: Path, dies: bool) -> None:
+async def test_the_commit_that_was_missing_may_come_when_the_window_has_left_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: bool
+) -> None:
+    monkeypatch.setattr(live_windows, "_LINGER_S", 0.05)
     world = await World.make(tmp_path)
     async with world.serving() as (server, operator, devices):
         await operator.start_task(vote_s=0.2, patience_s=0.2, rounds=1)
@@ -174,10 +178,10 @@ async def test_the_commit_that_was_missing_may_come_when_the_window_has_left_mem
         for device in devices[:6]:  # more than 10 - 7: no abort can be reached any more
             await device.vote()
         windows = server.coordinator.windows
-        [live] = windows.values()
+        [live] = windows
         await until(lambda: live.ended)
         if not dies:
-            windows.clear()
+            await until(lambda: live.tau0 not in windows)
             await complete(operator, devices)
     if dies:
         async with again(world, devices) as operator:
@@ -263,7 +267,7 @@ async def test_a_window_that_is_damaged_is_left_out_and_all_else_goes_on(
         database.execute("UPDATE events SET body = x'00' WHERE kind = 'shares' AND member = 3")
     database.close()
     async with again(world, devices) as operator:
-        assert operator.server.coordinator.windows == {}
+        assert not list(operator.server.coordinator.windows)
         [left_out] = [record for record in caplog.records if record.levelname == "ERROR"]
         assert (left_out.window, left_out.code) == (devices[0].window[-64:], Code.MALFORMED)
         assert operator.server.coordinator.engine.task("digits").open_windows == 0

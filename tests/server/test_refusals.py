@@ -336,7 +336,7 @@ async def test_an_unforeseen_failure_says_nothing_of_itself(tmp_path: Path, monk
             raise ZeroDivisionError("the secret")
 
         monkeypatch.setattr(type(server.coordinator.engine), "check_in", broken)
-        monkeypatch.setattr(type(server.coordinator), "window_states", broken)
+        monkeypatch.setattr(type(server.coordinator.windows), "states", broken)
         message = wire.encode(device.check_in_message())
         async with device.http.post(
             f"{server.device_url}/v1/check-in", data=message, headers={"Content-Type": FLAT}

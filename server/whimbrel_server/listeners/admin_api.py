@@ -84,11 +84,11 @@ async def _health(office: Office, _: web.Request) -> web.Response:
 
 
 async def _stats(office: Office, request: web.Request) -> web.Response:
-    return _json({**request.app[METRICS].document(), "windows": office.coordinator.window_states()})
+    return _json({**request.app[METRICS].document(), "windows": office.coordinator.windows.states()})
 
 
 async def _metrics(office: Office, request: web.Request) -> web.Response:
-    text = request.app[METRICS].text({"whimbrel_windows": office.coordinator.window_states()})
+    text = request.app[METRICS].text({"whimbrel_windows": office.coordinator.windows.states()})
     return web.Response(text=text, content_type="text/plain")
 
 
