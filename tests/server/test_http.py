@@ -283,6 +283,25 @@ async def test_a_rendezvous_is_told_and_the_entry_must_reach_it(tmp_path: Path) 
         assert caught.value.number is Code.ENTRY_CERTIFICATE_DATES
 
 
+async def test_a_window_opens_at_the_rendezvous_and_comes_to_its_sum(tmp_path: Path) -> None:
+    world, period, ahead = await World.make(tmp_path), 60.0, 0.0
+    async with world.serving(lambda: time() + ahead) as (_, operator, devices):
+        await operator.start_task(rendezvous_s=period, round_deadline_s=600.0, assignment_deadline_s=600.0)
+        await asyncio.gather(*(device.train() for device in devices))
+        ahead = -(time() + 3) % period  # the server's clock jumps, well within what devices allow: three seconds are left
+        part = [asyncio.create_task(device.take_part(lasts=700)) for device in devices]
+        await asyncio.sleep(0.5)
+        assert await operator.call("GET", "/v1/tasks/digits/windows") == []
+        done = await asyncio.gather(*part)
+        assert None not in done
+        (window,) = await operator.call("GET", "/v1/tasks/digits/windows")
+        assert (window["state"], window["count"]) == ("done", 10) and window["opened_at"] % period < 2
+        words = await operator.call("GET", f"/v1/windows/{window['tau0']}/sum")
+        assert devices[0].spec is not None
+        total = decode_sum(devices[0].spec, words, 10)
+        assert np.array_equal(total.values, np.sum([device.values for device in devices], axis=0))
+
+
 async def test_no_device_can_act_for_another(tmp_path: Path) -> None:
     world = await World.make(tmp_path)
     async with world.serving() as (server, operator, devices):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -263,9 +263,9 @@ class Device:
         answer = self.member.on_quorum(await self.poll(f"{self.window}/quorum"))
         await self.say("unmask", answer)
 
-    async def take_part(self, stop_at: str = "") -> m.Done | None:
+    async def take_part(self, stop_at: str = "", lasts: int = 600) -> m.Done | None:
         """Go through a window up to the receipt, or vanish before the step `stop_at`."""
-        opened = await self.open(await self.join())
+        opened = await self.open(await self.join(lasts))
         if stop_at == "shares":
             return None
         await self.shares(opened)
@@ -304,7 +304,7 @@ class World:
         return cls(data, config.merged(table, {}))
 
     @asynccontextmanager
-    async def serving(self) -> AsyncIterator[tuple[Running, Operator, list[Device]]]:
+    async def serving(self, clock: Callable[[], float] = time) -> AsyncIterator[tuple[Running, Operator, list[Device]]]:
         """A server on the directory, its operator, and ten devices."""
-        async with running(self.data, self.config) as server, aiohttp.ClientSession() as http:
+        async with running(self.data, self.config, clock) as server, aiohttp.ClientSession() as http:
             yield server, Operator(server, http), [Device(number, server, http) for number in range(1, 11)]
