@@ -190,11 +190,17 @@ def test_integers_stay_below_the_table_they_choose_from_and_masks_are_ones() -> 
 
 
 def test_values_that_the_model_does_not_take_are_drawn_anew() -> None:
-    """Indices of what is fed have no table; in some masks, 1 means hidden, and where all is hidden nothing is left."""
+    """Indices of what is fed have no table, and may leave none of it out; in some masks 1 means hidden, and where all is
+    hidden nothing is left."""
     proto = model(
         "(float[N,5] nodes, int64[2,E] edges) => (float[2,E,3] y) { h = MatMul (nodes, w) y = Gather (h, edges) }", w=(5, 3)
     )
     assert set(fit(proto).feeds["edges"].ravel().tolist()) == {0, 1}
+    add = '<axis=0, reduction="add">'
+    body = f"d = Transpose (at) h = MatMul (nodes, w) z = ScatterElements {add} (none, d, h) y = Div (z, z)"
+    proto = model(f"(float[4,2] nodes, int64[2,4] at) => (float[4,2] y) {{ {body} }}", w=(2, 2))
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros((4, 2), np.float32), "none"))
+    assert np.isfinite(fit(proto).outputs["y"]).all()
     body = "a = MatMul (x, w) h = Where (hidden, low, a) s = Softmax (h) y = MatMul (s, w)"
     proto = model(f"(float[N,3] x, bool[N,3] hidden) => (float[N,3] y) <float low = {{-inf}}> {{ {body} }}", w=(3, 3))
     fitted = fit(proto)

@@ -63,14 +63,17 @@ class Input:
 
 @dataclass(frozen=True)
 class Draw:
-    """How values are drawn: integers below `limit`, and below the bound of their input; masks of this number."""
+    """How values are drawn: integers below `limit`, and below the bound of their input, or `counted` along the last axis, so
+    that each row of something is named; masks of this number."""
 
     limit: int
     mask: int
+    counted: bool = False
     bounds: Mapping[str, int | None] = field(default_factory=dict)
 
 
-DRAWS = (Draw(2**31, 1), Draw(2, 1), Draw(2, 0), Draw(1, 0))  # in some masks 1 means hidden; some indices count what is fed
+# In some masks 1 means hidden; some indices count what is fed, and of that none may be left out.
+DRAWS = (Draw(2**31, 1), Draw(2**31, 1, counted=True), Draw(2, 1), Draw(2, 0), Draw(1, 0))
 Tried = tuple[dict[str, int], dict[str, Array], list[Array]]  # open sizes, inputs, outputs
 
 
@@ -326,5 +329,7 @@ def _drawn(rng: np.random.Generator, one: Input, shape: Shape, draw: Draw) -> Ar
         bound = draw.bounds.get(one.name)
         if bound is None and len(shape) == 1 and "len" in one.name.lower():
             return np.ones(shape, one.dtype)
+        if draw.counted and shape:
+            return np.broadcast_to(np.arange(shape[-1]) % (bound or shape[-1]), shape).astype(one.dtype)
         return rng.integers(0, min(bound or 10, draw.limit), shape).astype(one.dtype)
     return rng.standard_normal(shape).astype(one.dtype) if math.prod(shape) else np.zeros(shape, one.dtype)
