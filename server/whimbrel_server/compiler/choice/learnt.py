@@ -32,7 +32,8 @@ MOVING = frozenset(
 )
 LEAST_ROW = 6  # numbers that a row must have for its law to show: a law has two coefficients
 SEEN = 64  # numbers of a row, and rows, that are looked at
-LAWFUL = 1e-4  # relative; tables are written in float32
+LAWFUL = 1e-4  # how far numbers may be from a law, relative to their size; tables are written in float32
+VARIED = 1e-2  # how much they must differ, relative to their size, for that to mean anything
 
 
 class Roles:
@@ -101,14 +102,14 @@ def was_learnt(roles: Roles, tensor: onnx.TensorProto, name: str) -> bool:
 def lawful(array: Array) -> bool:
     """Whether along one axis all rows are waves, straight lines or geometric sequences: x[t+1] = b x[t] + c x[t-1].
 
-    Positions, grids, rotary tables and their frequencies are; what was learnt is not. Rows of one number tell nothing.
+    Positions, grids, rotary tables and their frequencies are; what was learnt is not. Rows of about one number tell nothing.
     """
     return any(_lawful_along(np.moveaxis(array, axis, 0)) for axis in range(array.ndim) if array.shape[axis] >= LEAST_ROW)
 
 
 def _lawful_along(array: Array) -> bool:
     rows = array[:SEEN].reshape(min(len(array), SEEN), -1)[:, :SEEN].T.astype(np.float64)
-    told = [row for row in rows if (row != row[0]).any() and row[2:].any()]
+    told = [row for row in rows if np.std(row[2:]) > VARIED * np.sqrt(np.mean(row[2:] ** 2))]
     return bool(told) and all(_deviation(row) < LAWFUL for row in told)
 
 
