@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from whimbrel_lab.layers import Builder, Shape
+from whimbrel_lab.nets.layers import Builder, Shape
 
 VOCABULARY = 2000
 KEYWORDS = 12

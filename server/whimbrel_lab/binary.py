@@ -13,7 +13,7 @@ import urllib.request
 from importlib import import_module
 from pathlib import Path
 
-from whimbrel_lab.world import READY_S, Service, World, WorldError, free_port
+from whimbrel_lab.fleet.world import READY_S, Service, World, WorldError, free_port
 
 OUT = Path("dist")
 NAME = "whimbrel-server"

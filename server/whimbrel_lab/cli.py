@@ -33,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from whimbrel_lab import demo
-    from whimbrel_lab.world import WorldError
+    from whimbrel_lab.fleet.world import WorldError
+    from whimbrel_lab.runs import demo
 
     chosen = {name: getattr(arguments, name) for name in ("devices", "rounds", "dropout", "seed", "out", "keep")}
     try:
@@ -47,8 +47,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _learn(arguments: argparse.Namespace) -> int:
-    from whimbrel_lab import learn
-    from whimbrel_lab.world import WorldError
+    from whimbrel_lab.fleet.world import WorldError
+    from whimbrel_lab.runs import learn
 
     if arguments.lora and arguments.kind != "transformer":
         print("learn: --lora is for the transformer", file=sys.stderr)
@@ -65,8 +65,8 @@ def _learn(arguments: argparse.Namespace) -> int:
 
 
 def _window(arguments: argparse.Namespace) -> int:
-    from whimbrel_lab import big_window
-    from whimbrel_lab.world import WorldError
+    from whimbrel_lab.fleet.world import WorldError
+    from whimbrel_lab.runs import big_window
 
     chosen = {name: getattr(arguments, name) for name in ("members", "parameters", "bits", "dropout", "seed")}
     try:
@@ -91,7 +91,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _codec(arguments: argparse.Namespace) -> int:
-    from whimbrel_lab import codec
+    from whimbrel_lab.runs import codec
     from whimbrel_protocol.errors import ProtocolError
 
     chosen = {name: getattr(arguments, name) for name in ("model", "bits", "data", "devices", "loss", "seed")}

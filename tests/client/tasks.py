@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from whimbrel_lab.models import mlp
+from whimbrel_lab.nets.models import mlp
 from whimbrel_protocol import fixed
 from whimbrel_protocol.delta import compress
 from whimbrel_protocol.messages import Binding, BlobRef, PlanBody

@@ -7,7 +7,7 @@ import pytest
 
 from tests.compiler.evaluation import Array, stock
 from tests.compiler.nets import filled
-from whimbrel_lab.models import digits_cnn
+from whimbrel_lab.nets.models import digits_cnn
 from whimbrel_server.compiler import (
     Adapters,
     CompileError,

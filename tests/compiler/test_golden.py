@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.compiler.evaluation import Array, in_double, reference, stock
-from whimbrel_lab.models import mlp
+from whimbrel_lab.nets.models import mlp
 from whimbrel_server.compiler import StepSpec, TrainStep, compile_step
 from whimbrel_server.compiler.grad import grad
 from whimbrel_server.compiler.graph.ir import Graph

@@ -8,7 +8,7 @@ import pytest
 
 from tests.compiler.evaluation import stock
 from tests.compiler.nets import filled
-from whimbrel_lab.models import digits_cnn, mlp
+from whimbrel_lab.nets.models import digits_cnn, mlp
 from whimbrel_server.compiler import (
     Adapters,
     CompileError,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.compiler.evaluation import Array, stock
 from tests.compiler.test_properties import text_model
-from whimbrel_lab.models import mlp
+from whimbrel_lab.nets.models import mlp
 from whimbrel_server.compiler import StepSpec, TrainStep, compile_step, initial_parameters
 
 MODEL = mlp(4, [5, 6, 3])

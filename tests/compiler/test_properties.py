@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.compiler.evaluation import Array, stock
-from whimbrel_lab.models import digits_cnn, mlp
+from whimbrel_lab.nets.models import digits_cnn, mlp
 from whimbrel_server.compiler import StepSpec, TrainStep, compile_eval, compile_step, initial_parameters
 
 CNN = digits_cnn(6)

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from tests.compiler.test_properties import SPEC, WEIGHTS, renamed, text_model
-from whimbrel_lab.models import mlp
+from whimbrel_lab.nets.models import mlp
 from whimbrel_server.compiler import (
     CompileError,
     StepSpec,

@@ -10,7 +10,7 @@ import pytest
 
 from tests.compiler.evaluation import Array, stock
 from tests.compiler.test_properties import text_model
-from whimbrel_lab.models import digits_cnn, mlp
+from whimbrel_lab.nets.models import digits_cnn, mlp
 from whimbrel_server.compiler import CompileError, StepSpec, TrainStep, compile_step, initial_parameters
 from whimbrel_server.compiler.graph.ir import Graph, Value
 from whimbrel_server.compiler.graph.symbolic import generalise

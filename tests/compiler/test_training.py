@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from tests.compiler import numpy_training
 from tests.compiler.evaluation import Array, stock
 from tests.compiler.numpy_training import LossAndGradients, Weights
-from whimbrel_lab.models import digits_cnn, mlp
+from whimbrel_lab.nets.models import digits_cnn, mlp
 from whimbrel_server.compiler import (
     StepSpec,
     TrainStep,

@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.compiler.evaluation import Array
-from whimbrel_lab.models import digits_cnn, mlp
+from whimbrel_lab.nets.models import digits_cnn, mlp
 
 BATCH, TOKENS, WIDTH, HEADS, VOCABULARY = 5, 6, 8, 2, 11
 STEPS, SENSORS, HIDDEN, CLASSES = 7, 3, 4, 4

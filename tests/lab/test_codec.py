@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from whimbrel_lab import codec
 from whimbrel_lab.cli import main
-from whimbrel_lab.models import digits_cnn, mlp
+from whimbrel_lab.nets.models import digits_cnn, mlp
+from whimbrel_lab.runs import codec
 
 BITS = (10, 12, 16, 21)
 

@@ -9,9 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from whimbrel_lab import central, learn, sentences
-from whimbrel_lab.lessons import LESSONS
-from whimbrel_lab.samples import dirichlet_split
+from whimbrel_lab.data import sentences
+from whimbrel_lab.data.samples import dirichlet_split
+from whimbrel_lab.runs import central, learn
+from whimbrel_lab.runs.lessons import LESSONS
 
 
 @pytest.mark.parametrize("kind", LESSONS)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from whimbrel_lab.federation import Federation, Fleet, digits_job
+from whimbrel_lab.fleet.federation import Federation, Fleet, digits_job
 from whimbrel_server.settings import TaskSettings
 
 ROUNDS = 4

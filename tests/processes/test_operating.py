@@ -21,7 +21,7 @@ from whimbrel import cli as device_cli
 from whimbrel.journal import Journal
 from whimbrel_authority import cli as authority_cli
 from whimbrel_lab import cli as lab_cli
-from whimbrel_lab import models
+from whimbrel_lab.nets import models
 from whimbrel_protocol.objects import CertificateRequest
 from whimbrel_protocol.primitives import SigningKey
 from whimbrel_server import cli as server_cli

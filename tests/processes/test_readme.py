@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from whimbrel_lab import digits, models, samples
-from whimbrel_lab.world import Service, command, environment, free_port
+from whimbrel_lab.data import digits, samples
+from whimbrel_lab.fleet.world import Service, command, environment, free_port
+from whimbrel_lab.nets import models
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -15,7 +15,7 @@ from whimbrel.actions import TrainingJob
 from whimbrel.examples import Examples, gather
 from whimbrel.preparing import held_tensors
 from whimbrel.trainer import Evaluator, Trainer
-from whimbrel_lab.layers import Builder
+from whimbrel_lab.nets.layers import Builder
 from whimbrel_protocol import messages as m
 from whimbrel_protocol import wire
 from whimbrel_protocol.encoding import Encoding

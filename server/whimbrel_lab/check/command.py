@@ -19,7 +19,7 @@ from typing import Any
 from whimbrel_lab.check import facts
 from whimbrel_lab.check.facts import Facts, Options
 from whimbrel_lab.check.report import report
-from whimbrel_lab.world import environment
+from whimbrel_lab.fleet.world import environment
 
 ARBITER_S = 120.0
 STAGES = {

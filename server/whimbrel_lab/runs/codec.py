@@ -22,7 +22,7 @@ from whimbrel.actions import TrainingJob
 from whimbrel.examples import Examples, from_npz, gather
 from whimbrel.trainer import Trainer
 from whimbrel_kernels import ring_add
-from whimbrel_lab import digits, samples
+from whimbrel_lab.data import digits, samples
 from whimbrel_protocol import wire
 from whimbrel_protocol.encoding import Encoding, Float32, Float64, Measured, Total, mean_update, scale_for
 from whimbrel_protocol.errors import Code, ProtocolError

@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 import time
 
-from whimbrel_lab import central
-from whimbrel_lab.federation import Federation
-from whimbrel_lab.samples import Examples
-from whimbrel_lab.world import WorldError
+from whimbrel_lab.data.samples import Examples
+from whimbrel_lab.fleet.federation import Federation
+from whimbrel_lab.fleet.world import WorldError
+from whimbrel_lab.runs import central
 
 POLL_S = 0.2
 STALL_S = 90.0

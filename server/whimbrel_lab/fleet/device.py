@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from whimbrel import DevicePolicy, Participant
-from whimbrel_lab import faults
+from whimbrel_lab.fleet import faults
 
 # Imported once by the fork server, so that forty devices start in a moment and share their code's memory.
 PRELOAD = [
@@ -33,7 +33,7 @@ PRELOAD = [
     "whimbrel.participant",
     "whimbrel.trainer",
     "whimbrel.transport",
-    "whimbrel_lab.device",
+    "whimbrel_lab.fleet.device",
 ]
 RESTART_S = (0.3, 1.5)
 WATCH_S = 0.1

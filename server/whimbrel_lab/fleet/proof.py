@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whimbrel.journal import contributed, inspect
-from whimbrel_lab.world import Admin
+from whimbrel_lab.fleet.world import Admin
 
 Words = npt.NDArray[np.uint64]
 

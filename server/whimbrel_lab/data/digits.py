@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from whimbrel_lab.samples import Examples, shuffled
+from whimbrel_lab.data.samples import Examples, shuffled
 
 
 def load(seed: int) -> tuple[Examples, Examples]:

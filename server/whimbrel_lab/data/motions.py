@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from whimbrel_lab.samples import Examples, shuffled
+from whimbrel_lab.data.samples import Examples, shuffled
 
 STEPS, LEAST_STEPS, CHANNELS = 40, 20, 3
 NOISE = 0.35

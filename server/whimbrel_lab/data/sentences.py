@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from whimbrel_lab.samples import Examples, shuffled
+from whimbrel_lab.data.samples import Examples, shuffled
 
 TOKENS = 16
 KINDS, NOUNS = 3, 12  # people, animals, machines; so many nouns of each

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from whimbrel_lab.samples import Examples, shuffled
+from whimbrel_lab.data.samples import Examples, shuffled
 
 SIDE = 12
 NOISE = 0.2

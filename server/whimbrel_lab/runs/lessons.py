@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from whimbrel_lab import digits, learned_models, models, motions, sentences, volumes
-from whimbrel_lab.samples import Examples
+from whimbrel_lab.data import digits, motions, sentences, volumes
+from whimbrel_lab.data.samples import Examples
+from whimbrel_lab.nets import learned_models, models
 from whimbrel_server.settings import TaskSettings
 
 # For 20 devices on one machine: phases are short, and a round is content with what is there.

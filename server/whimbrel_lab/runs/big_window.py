@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from whimbrel_lab import models
-from whimbrel_lab.federation import N_MIN, TASK, Arrays, Federation, Fleet, Job
-from whimbrel_lab.world import WorldError
+from whimbrel_lab.fleet.federation import N_MIN, TASK, Arrays, Federation, Fleet, Job
+from whimbrel_lab.fleet.world import WorldError
+from whimbrel_lab.nets import models
 from whimbrel_server.settings import TaskSettings
 
 CLASSES = 10

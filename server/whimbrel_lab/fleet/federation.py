@@ -16,10 +16,12 @@ import numpy.typing as npt
 
 from whimbrel.journal import inspect
 from whimbrel.records import UpdateState
-from whimbrel_lab import digits, faults, models, samples
-from whimbrel_lab.device import Devices, Spec
-from whimbrel_lab.proof import Proof, prove
-from whimbrel_lab.world import World
+from whimbrel_lab.data import digits, samples
+from whimbrel_lab.fleet import faults
+from whimbrel_lab.fleet.device import Devices, Spec
+from whimbrel_lab.fleet.proof import Proof, prove
+from whimbrel_lab.fleet.world import World
+from whimbrel_lab.nets import models
 from whimbrel_server import setting_words
 from whimbrel_server.settings import TaskSettings
 

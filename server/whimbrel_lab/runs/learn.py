@@ -17,11 +17,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from whimbrel_lab import central, learned_models, sentences
-from whimbrel_lab.federation import Federation, Fleet, Job
-from whimbrel_lab.lessons import ADAPTING, LESSONS, PRETRAINING, WITH_ADAPTERS, Lesson
-from whimbrel_lab.progress import watch
-from whimbrel_lab.samples import Examples, dirichlet_split
+from whimbrel_lab.data import sentences
+from whimbrel_lab.data.samples import Examples, dirichlet_split
+from whimbrel_lab.fleet.federation import Federation, Fleet, Job
+from whimbrel_lab.fleet.progress import watch
+from whimbrel_lab.nets import learned_models
+from whimbrel_lab.runs import central
+from whimbrel_lab.runs.lessons import ADAPTING, LESSONS, PRETRAINING, WITH_ADAPTERS, Lesson
 from whimbrel_server import plans
 from whimbrel_server.settings import TaskSettings
 

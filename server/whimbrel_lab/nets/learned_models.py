@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto
 
-from whimbrel_lab import motions, sentences, volumes
-from whimbrel_lab.layers import Builder, Info
+from whimbrel_lab.data import motions, sentences, volumes
+from whimbrel_lab.nets.layers import Builder, Info
 
 HIDDEN = 32  # cells of the recurrent net
 FAR = -1e9  # the score of a word that is not there

@@ -18,7 +18,7 @@ from whimbrel.actions import Float32, TrainingJob
 from whimbrel.examples import gather
 from whimbrel.preparing import held_tensors
 from whimbrel.trainer import Evaluator, Trainer
-from whimbrel_lab.samples import Examples
+from whimbrel_lab.data.samples import Examples
 from whimbrel_protocol import wire
 from whimbrel_protocol.messages import PlanBody
 from whimbrel_protocol.signed import VersionHeader

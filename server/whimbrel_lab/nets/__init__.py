@@ -1,0 +1,1 @@
+"""Untrained inference models of ordinary ONNX operators."""
