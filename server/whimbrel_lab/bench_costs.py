@@ -41,10 +41,11 @@ class Layer:
     depthwise: bool = False
     first: bool = False
     normalised: bool = False
+    batch: int = BATCH
 
     def __str__(self) -> str:
-        kind = "depthwise " if self.depthwise else ""
-        return f"{kind}{self.kernel}x{self.kernel} {self.inputs}->{self.outputs} at {self.side}, stride {self.stride}"
+        kind, few = "depthwise " if self.depthwise else "", f", batch {self.batch}" if self.batch != BATCH else ""
+        return f"{kind}{self.kernel}x{self.kernel} {self.inputs}->{self.outputs} at {self.side}, stride {self.stride}{few}"
 
 
 def _depthwise(channels: int, side: int, stride: int = 1) -> Layer:
@@ -57,7 +58,9 @@ DEPTHWISE = (
     *(_depthwise(*shape, 2) for shape in ((192, 8), (144, 16), (96, 32))),
 )
 EXPANDING = tuple(Layer(k, m, 16, 1, normalised=True) for k in (16, 24, 32, 64, 96) for m in (32, 64, 96, 192, 384))
-WIDE = tuple(Layer(c, c, side, 3) for c in (8, 16, 32, 64, 128) for side in (8, 16))
+WIDE = tuple(Layer(c, c, side, 3, stride=2) for c in (8, 16, 32, 64, 128) for side in (16, 32))
+FILTERED = tuple(Layer(c, c, side, taps) for taps in (3, 5) for c in (8, 16, 32, 64) for side in (8, 14, 16, 28, 32))
+FEW = tuple(Layer(c, c, side, 3, batch=n) for n in (2, 4, 8, 16) for c, side in ((16, 8), (16, 16), (32, 14), (64, 8)))
 
 CANDIDATES: dict[str, tuple[Sequence[int], Sequence[Layer]]] = {
     "MOST_PATCHED_CHANNELS": ((0, 1, 2, 4, 8), NARROW),
@@ -65,6 +68,8 @@ CANDIDATES: dict[str, tuple[Sequence[int], Sequence[Layer]]] = {
     "MOMENTS_PER_CHANNEL": ((0, 10, 20, 40, 80, 160), EXPANDING),
     "WIDE_CHANNELS": ((8, 16, 32, 64, 256), WIDE),
     "PATCHES_IN_CACHE": ((0, 2**17, 2**19, 2**21), WIDE),
+    "LARGEST_FILTERED": ((0, 8, 16, 32), FILTERED),
+    "FEWEST_FILTERED": ((1, 4, 8, 16, 32), FEW),
 }
 
 
@@ -83,7 +88,7 @@ def step(layer: Layer) -> bytes:
     """A graph from input, weights and the result's gradient to the result and the gradients, channels first at both ends."""
     graph = Graph()
     graph.training = True
-    x = graph.input("x", FLOAT, (layer.inputs, BATCH, layer.side, layer.side), trained=not layer.first)
+    x = graph.input("x", FLOAT, (layer.inputs, layer.batch, layer.side, layer.side), trained=not layer.first)
     group = layer.inputs if layer.depthwise else 1
     w = graph.input("w", FLOAT, (layer.outputs, layer.inputs // group, layer.kernel, layer.kernel))
     edges = [layer.kernel // 2] * 4

@@ -134,3 +134,62 @@ def test_clip_tells_from_its_result_what_it_moved() -> None:
     model = graph.export([x], {"dx": gradient}, "clip")
     assert stock(model)({"x": values})["dx"].tolist() == [0.0, 1.0, 1.0, 1.0, 0.0, 0.0]
     assert "Equal" not in operators(model)
+
+
+MAPS = [
+    ((3, 3), (4, 4), (1, 1, 1, 1)),
+    ((5, 5), (6, 7), (2, 2, 2, 2)),
+    ((3, 5), (9, 5), (0, 3, 2, 1)),
+    ((5, 3), (5, 8), (0, 0, 0, 0)),
+]
+
+
+def convolved(taps: tuple[int, int], sizes: tuple[int, int], pads: tuple[int, ...], dtype: np.dtype[Any]) -> onnx.ModelProto:
+    """A convolution of 8 samples from 16 channels to 17, and its gradients, weighted by `g`."""
+    graph = Graph()
+    shapes = {"x": (8, 16, *sizes), "w": (17, 16, *taps), "b": (17,)}
+    ins = {name: graph.input(name, dtype, shape, trained=True) for name, shape in shapes.items()}
+    y = lower_convolution(graph, ins["x"], ins["w"], ins["b"], pads=list(pads))
+    g = graph.input("g", dtype, y.shape)
+    gradients = grad((y * g).sum(range(4), keepdims=False), ins)
+    results = {"y": y, **{f"{name}@grad": value for name, value in gradients.items()}}
+    return graph.export([*ins.values(), g], results, "convolved")
+
+
+@pytest.mark.parametrize(("taps", "sizes", "pads"), MAPS)
+def test_minimal_filtering_is_convolution(
+    monkeypatch: pytest.MonkeyPatch, taps: tuple[int, int], sizes: tuple[int, int], pads: tuple[int, ...]
+) -> None:
+    filtered, single = convolved(taps, sizes, pads, DOUBLE), convolved(taps, sizes, pads, SINGLE)
+    monkeypatch.setattr(costs, "LARGEST_FILTERED", 0)
+    plain = convolved(taps, sizes, pads, DOUBLE)
+    assert "Conv" in operators(plain)
+    assert not {"Conv", "ConvTranspose"} & set(operators(filtered))
+    rng = np.random.default_rng(3)
+    feeds = {i.name: rng.normal(size=[d.dim_value for d in i.type.tensor_type.shape.dim]) for i in plain.graph.input}
+    expected, found = reference(plain)(feeds), reference(filtered)(feeds)
+    rounded = stock(single)({name: array.astype(np.float32) for name, array in feeds.items()})
+    for name, array in expected.items():
+        size = np.sqrt(np.mean(array**2))
+        np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-12 * size, err_msg=name)
+        assert np.sqrt(np.mean((rounded[name] - array) ** 2)) < 1e-5 * size, name
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "attrs"),
+    [
+        ((8, 16, 6, 6), (16, 16, 3, 3), {"strides": [2, 2]}),
+        ((8, 16, 6, 6), (16, 16, 3, 3), {"dilations": [1, 2]}),
+        ((8, 16, 6, 6), (16, 8, 3, 3), {"group": 2}),
+        ((8, 16, 6, 6), (16, 16, 4, 3), {}),
+        ((8, 16, 6), (16, 16, 3), {}),
+        ((7, 16, 6, 6), (16, 16, 3, 3), {}),
+        ((8, 16, 6, 6), (3, 16, 3, 3), {}),
+        ((8, 64, 35, 6), (64, 64, 3, 3), {}),
+    ],
+)
+def test_other_convolutions_stay_the_kernel(shape: tuple[int, ...], kernel: tuple[int, ...], attrs: dict[str, Any]) -> None:
+    graph = Graph()
+    x, w = (graph.input(name, SINGLE, sizes, trained=True) for name, sizes in (("x", shape), ("w", kernel)))
+    model = graph.export([x, w], {"y": lower_convolution(graph, x, w, **attrs)}, "convolved")
+    assert "Conv" in operators(model)

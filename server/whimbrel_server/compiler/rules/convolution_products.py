@@ -12,6 +12,7 @@ import numpy as np
 from whimbrel_server.compiler.graph.ir import Array, Value
 from whimbrel_server.compiler.graph.layout import channels_first, samples_first
 from whimbrel_server.compiler.rules import costs
+from whimbrel_server.compiler.rules.minimal_filtering import filtered, pays
 from whimbrel_server.compiler.rules.windows import Window, patches, shifted
 
 LARGEST_CONSTANT = 2**17  # bytes for a band's constant; that of the edges is at most twice as large
@@ -26,6 +27,8 @@ def as_product(x: Value, w: Value, bias: Value | None, window: Window, group: in
     narrow = group == 1 and x.shape[1] <= costs.MOST_PATCHED_CHANNELS and x.shape[1] * window.taps <= 2 * w.shape[0]
     if narrow and not x.graph.trains([x]):  # an input's gradient would have to be collected from the patches
         return _patched(x, w, bias, window)
+    if pays(x, w, window, group):
+        return filtered(x, w, bias, window)
     if group == x.shape[1] == w.shape[0]:
         blocks = _blocks(x.shape[2:], window, w.dtype.itemsize)
         return _banded(x, w, bias, window, blocks) if blocks else None

@@ -24,7 +24,7 @@ def _matmul(n: Node, g: Value) -> Gradients:
 
 def _across(a: Value, g: Value) -> Value:
     """a^T g of stacked matrices; the smaller operand is the one that is copied."""
-    return _swap_last(_swap_last(g) @ a) if g.shape[-1] <= a.shape[-1] else _swap_last(a) @ g
+    return _swap_last(_swap_last(g) @ a) if g.shape[-1] < a.shape[-1] else _swap_last(a) @ g
 
 
 def _gemm(n: Node, g: Value) -> Gradients:
