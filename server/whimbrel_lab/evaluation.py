@@ -59,6 +59,15 @@ class Erf(OpRun):
         return (np.vectorize(math.erf, otypes=[x.dtype.char])(x),)
 
 
+class GatherElements(OpRun):
+    """In place of onnx's own, which takes no axis of more than 64 beside two others."""
+
+    def _run(self, data: Array, indices: Array, axis: int = 0) -> tuple[Array]:
+        along = axis % data.ndim
+        whole = tuple(slice(None) if d == along else slice(size) for d, size in enumerate(indices.shape))
+        return (np.take_along_axis(data[whole], indices, along),)
+
+
 class MaxPool(OpRun):
     """In place of onnx's own, which gives a wrong shape for uneven pads."""
 
@@ -97,7 +106,7 @@ class Scan(OpRun):
 
 def reference(model: onnx.ModelProto) -> Any:
     """A callable from feeds to outputs by name."""
-    evaluator = ReferenceEvaluator(model, new_ops=[ConvTranspose, Erf, MaxPool, Scan])
+    evaluator = ReferenceEvaluator(model, new_ops=[ConvTranspose, Erf, GatherElements, MaxPool, Scan])
     names = [output.name for output in model.graph.output]
     return lambda feeds: dict(zip(names, evaluator.run(None, dict(feeds)), strict=True))
 

@@ -15,6 +15,7 @@ CASES = {
     "gather-scalar": Case("Gather", ([3, 4], np.array(-1)), {"axis": 1}),
     "gather-stepped": Case("Gather", ([2, 7], np.array([[5], [3], [1]])), {"axis": 1}),
     "gather-elements": Case("GatherElements", ([3, 4], np.array([[1, 1], [3, 0], [2, 2]])), {"axis": 1}),
+    "gather-elements-long": Case("GatherElements", ([2, 70, 2], np.array([[[69, -70]]])), {"axis": 1}),
     "gather-elements-rows": Case("GatherElements", ([3, 2], np.array([[2, -3]])), {"axis": -2}),
     "gather-nd": Case("GatherND", ([2, 3, 4], PAIRS)),
     "gather-nd-batches": Case("GatherND", ([2, 3, 4], PLACES[..., None] % 3), {"batch_dims": 1}),
