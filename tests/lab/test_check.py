@@ -242,6 +242,7 @@ def test_a_value_fills_an_input_of_any_size(told: Told, tmp_path: Path) -> None:
         ("y = Reshape (h, cube)", "[4,2,3]", "token_cross_entropy"),
         ("c = Reshape (h, cube) y = Softmax <axis=1> (c)", "[4,2,3]", "cross_entropy"),
         ("c = Reshape (h, cube) y = Softmax (c)", "[4,2,3]", "token_cross_entropy"),
+        ("y = Reshape (h, map)", "[4,6,1,1]", "cross_entropy"),
         ("y = ReduceSum <keepdims=1> (h, one)", "[4,1]", "mse"),
         ("y = ReduceMean <keepdims=0> (h)", "", "output"),
         ("e = Exp (h) s = ReduceSum (e, one) y = Div (e, s)", "[4,6]", "cross_entropy"),
@@ -249,7 +250,7 @@ def test_a_value_fills_an_input_of_any_size(told: Told, tmp_path: Path) -> None:
     ],
 )
 def test_the_loss_fits_the_output(tail: str, shape: str, loss: str) -> None:
-    settings = "<int64[3] cube = {4, 2, 3}, int64[1] one = {1}>"
+    settings = "<int64[3] cube = {4, 2, 3}, int64[4] map = {4, 6, 1, 1}, int64[1] one = {1}>"
     proto = model(f"(float[4,5] x) => (float{shape} y) {settings} {{ h = MatMul (x, w) {tail} }}", w=(5, 6))
     assert objectives.choose(proto, fit(proto).outputs, None, "auto").loss == loss
 

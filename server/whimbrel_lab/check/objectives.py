@@ -84,6 +84,8 @@ def _loss_for(output: Array, ending: onnx.NodeProto | None) -> tuple[str, str]:
         return "bce_with_logits", "the output ends in Sigmoid"
     if op in ACTIVATIONS:
         return _by_class_axis(ending, output), f"the output ends in {op}"
+    if output.ndim > 2 and shape[1] > 1 and set(shape[2:]) == {1} and not _probabilities(output[..., 0]):
+        return "cross_entropy", f"an output {list(shape)} is taken for the scores of {shape[1]} classes"
     if output.ndim == 1 or shape[-1] == 1 or output.ndim > 3:
         return FALLBACK, f"an output {list(shape)} is taken for real numbers"
     if _probabilities(output) and op != "Div":  # else it may be a softmax that an exporter wrote out
