@@ -101,6 +101,11 @@ def test_the_authors_choices_are_followed(told: Told) -> None:
     assert list(facts["step"]["trained"]) == ["head.weight", "head.bias"] and facts["step"]["batch"] == 3
 
 
+def test_a_batch_that_the_inputs_do_not_take_is_said(told: Told) -> None:
+    _, facts = told(DATA / "digits-cnn.onnx", "--batch", 2, "--input", "image=5,1,8,8", "--trainable", "last:1")
+    assert facts["step"]["batch"] == 5 and "5 examples and not 2" in facts["source"]["notes"][-1]
+
+
 def test_a_new_head_is_tried_with_its_own_classes(told: Told) -> None:
     for classes in (2, 12):
         status, facts = told(DATA / "digits-cnn.onnx", "--head", classes, "--trainable", "last:1")

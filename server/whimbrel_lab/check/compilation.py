@@ -86,6 +86,9 @@ def _check(options: Options, folder: Path, found: dict[str, Any]) -> None:
     seconds = time.perf_counter() - begin
     if any(one.dtype != np.float32 for one in step.parameters):
         raise Refused("the weights that are trained are float64, and devices train float32: export the model in float32")
+    if options.batch not in (None, step.spec.batch):
+        why = f"a step takes {step.spec.batch} examples and not {options.batch}: the inputs' sizes are fixed"
+        fitted = replace(fitted, notes=(*fitted.notes, why))
     found["source"] = _source(options, opened, fitted, objective)
     found["step"] = _step(opened.model, step, seconds)
     _leave(folder, opened.model, step, fitted, objective, options)
