@@ -167,7 +167,7 @@ async def _put_plan(office: Office, request: web.Request) -> web.Response:
 
 async def _versions(office: Office, request: web.Request) -> web.Response:
     record = await office.coordinator.catalogue.record(request.match_info["name"])
-    return _json([views.version(each) for each in await office.coordinator.services.rounds.versions(record.name)])
+    return _json([views.version(each, record) for each in await office.coordinator.services.rounds.versions(record.name)])
 
 
 async def _model(office: Office, request: web.Request) -> web.Response:

@@ -5,6 +5,7 @@ What belongs here: the shape of the admin listener's answers. What does not: how
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from whimbrel_server.windows import ended
 from whimbrel_server.windows.live import LiveWindow
 
 View = dict[str, Any]
+
+_EXP_MAX = 700.0  # JSON has no infinity
 
 
 def policy(fleet: Fleet) -> View:
@@ -84,16 +87,22 @@ def task(record: TaskRecord, live: TaskView | None) -> View:
     return view
 
 
-def version(record: VersionRecord) -> View:
-    """One version; `metrics` are what its contributors reported, `clip` and `scale` what its own trainers are told."""
-    header = VersionHeader.decode(record.header)
+def version(record: VersionRecord, owner: TaskRecord) -> View:
+    """One version; `metrics` are what its contributors reported, `clip` and `scale` what its own trainers are told.
+
+    `perplexity` is exp of the mean loss, where that is a cross-entropy for each token and its exp a finite number.
+    """
+    header, metrics = VersionHeader.decode(record.header), dict(record.metrics)
+    tokens = owner.settings.get("loss") == "token_cross_entropy" and not owner.settings.get("label_smoothing")
+    if tokens and metrics.get("loss", math.inf) < _EXP_MAX:
+        metrics["perplexity"] = math.exp(metrics["loss"])
     return {
         "version": record.version,
         "model_hash": record.model_hash.hex(),
         "parent": record.parent,
         "windows": [tau0.hex() for tau0 in record.windows],
         "contributions": record.contributions,
-        "metrics": dict(record.metrics),
+        "metrics": metrics,
         "clip": header.clip,
         "scale": header.scale,
         "published_at": record.published_at,
