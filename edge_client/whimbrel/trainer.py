@@ -28,8 +28,11 @@ from whimbrel_protocol.messages import Binding, PlanBody
 from whimbrel_protocol.signed import VersionHeader
 
 _GRAPH_MAX = 64 * 2**20
+_TOKENS = "token_cross_entropy"
 _LOSS = "@loss"
 _WEIGHT_SUM = "@weight_sum"
+_SPIN_US = 20  # with 50 and more a step gained nothing, and lost on a machine whose other processors were busy
+_BOUNDED_SPINNING = (1, 26)  # the first runtime that surely has a limit
 _MOVING = ("param", "running", "local", "state")
 """The roles that a step renews, in the order of the buffers."""
 
@@ -247,11 +250,15 @@ def _hyper(header: VersionHeader, binding: Binding) -> float:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Weighted means over all examples: the loss, and the share of right classes where the plan counts them (else None)."""
+    """Weighted means over all examples: the loss, and the share of right classes where the plan counts them (else None).
+
+    `perplexity` is exp of the loss where that is a cross-entropy for each token, infinite where it overflows (else None).
+    """
 
     loss: float
     accuracy: float | None
     weight: float
+    perplexity: float | None = None
 
 
 class Evaluator:
@@ -283,15 +290,17 @@ class Evaluator:
             batch.fill(examples, np.arange(first, min(first + self._body.batch, examples.count)))
             run(self._session, binding)
             totals = {name: total + float(sums[name].numpy()) for name, total in totals.items()}
-        return _metrics(totals)
+        return _metrics(totals, self._body.loss)
 
     def _weights(self) -> list[Binding]:
         return [one for one in self._body.eval_inputs if one.role in _MOVING]
 
 
-def _metrics(totals: Mapping[str, float]) -> Metrics:
+def _metrics(totals: Mapping[str, float], loss: str) -> Metrics:
     means = _means(totals)
-    return Metrics(means["loss"], means.get("accuracy"), totals[_WEIGHT_SUM])
+    with np.errstate(over="ignore"):
+        perplexity = float(np.exp(means["loss"])) if loss == _TOKENS else None
+    return Metrics(means["loss"], means.get("accuracy"), totals[_WEIGHT_SUM], perplexity)
 
 
 def _means(totals: Mapping[str, float]) -> dict[str, float]:
@@ -320,7 +329,8 @@ def open_graph(
     # buffers for small tensors, which the arena does better.
     options.enable_mem_pattern = options.enable_mem_reuse = False
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL  # frozen convolutions gain three times
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would burn battery
+    for name, setting in _waiting().items():
+        options.add_session_config_entry(f"session.{name}", setting)
     buffers = _values(list(frozen.values()))
     if buffers:
         options.add_external_initializers(list(frozen), buffers)
@@ -336,6 +346,17 @@ def open_graph(
             raise ProtocolError(Code.PLAN_UNSUPPORTED, f"the graph's {kind}s are not the plan's {sorted(names)}")
     session.frozen = buffers  # some kernels read them in place, and the session itself does not keep them alive
     return session
+
+
+def _waiting() -> dict[str, str]:
+    """Return how a thread waits for work: not at all where the runtime knows no limit, since idle threads would burn battery.
+
+    Waking a thread takes longer than most operators; waiting for the time of a few, within a step alone, costs less.
+    """
+    known = tuple(int(part) for part in ort.__version__.split(".")[:2]) >= _BOUNDED_SPINNING
+    if not known:
+        return {"intra_op.allow_spinning": "0"}
+    return {"intra_op.allow_spinning": "1", "intra_op.spin_duration_us": str(_SPIN_US), "force_spinning_stop": "1"}
 
 
 def run(session: Any, binding: Any) -> None:

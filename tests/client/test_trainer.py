@@ -116,6 +116,13 @@ def test_limits_of_the_header_end_training() -> None:
     assert 1 <= hurried.steps < 1000
 
 
+def test_perplexity_is_that_of_a_loss_of_tokens() -> None:
+    (body, base), rows = compiled(), data()
+    plain, tokens = (Evaluator(replace(body, loss=loss)).evaluate(base, rows) for loss in (body.loss, "token_cross_entropy"))
+    assert plain.perplexity is None
+    assert tokens.perplexity == pytest.approx(np.exp(plain.loss))
+
+
 def test_metrics_are_means_over_the_first_epoch_and_survive_a_checkpoint() -> None:
     body, base = compiled()
     rows, judge = data(), Evaluator(body)
