@@ -21,7 +21,7 @@ import onnxruntime as ort
 from whimbrel_server.compiler.grad import grad
 from whimbrel_server.compiler.graph.ir import Graph, Value
 from whimbrel_server.compiler.graph.layout import channels_first, samples_first
-from whimbrel_server.compiler.rules import costs
+from whimbrel_server.compiler.rules import LOWERINGS, costs
 from whimbrel_server.compiler.rules.batch_normalization import lower_batch_normalization
 from whimbrel_server.compiler.rules.convolution import lower_convolution
 
@@ -48,6 +48,18 @@ class Layer:
         return f"{kind}{self.kernel}x{self.kernel} {self.inputs}->{self.outputs} at {self.side}, stride {self.stride}{few}"
 
 
+@dataclass(frozen=True)
+class Recurrent:
+    """A layer of so many units, and as many inputs, over 10 steps."""
+
+    op: str
+    hidden: int
+    batch: int = BATCH
+
+    def __str__(self) -> str:
+        return f"{self.op} of {self.hidden}, batch {self.batch}"
+
+
 def _depthwise(channels: int, side: int, stride: int = 1) -> Layer:
     return Layer(channels, channels, side, 3, stride, depthwise=True)
 
@@ -61,8 +73,12 @@ EXPANDING = tuple(Layer(k, m, 16, 1, normalised=True) for k in (16, 24, 32, 64, 
 WIDE = tuple(Layer(c, c, side, 3, stride=2) for c in (8, 16, 32, 64, 128) for side in (16, 32))
 FILTERED = tuple(Layer(c, c, side, taps) for taps in (3, 5) for c in (8, 16, 32, 64) for side in (8, 14, 16, 28, 32))
 FEW = tuple(Layer(c, c, side, 3, batch=n) for n in (2, 4, 8, 16) for c, side in ((16, 8), (16, 16), (32, 14), (64, 8)))
+RECURRENT = tuple(
+    Recurrent(op, hidden, n) for op in ("LSTM", "GRU") for hidden in (32, 64, 128, 192, 256, 512) for n in (16, 32)
+)
+GATES, STEPS = {"LSTM": 4, "GRU": 3}, 10
 
-CANDIDATES: dict[str, tuple[Sequence[int], Sequence[Layer]]] = {
+CANDIDATES: dict[str, tuple[Sequence[int], Sequence[Layer | Recurrent]]] = {
     "MOST_PATCHED_CHANNELS": ((0, 1, 2, 4, 8), NARROW),
     "LARGEST_BAND": ((0, 512, 1024, 2048, 4096, 7000), DEPTHWISE),
     "MOMENTS_PER_CHANNEL": ((0, 10, 20, 40, 80, 160), EXPANDING),
@@ -70,6 +86,7 @@ CANDIDATES: dict[str, tuple[Sequence[int], Sequence[Layer]]] = {
     "PATCHES_IN_CACHE": ((0, 2**17, 2**19, 2**21), WIDE),
     "LARGEST_FILTERED": ((0, 8, 16, 32), FILTERED),
     "FEWEST_FILTERED": ((1, 4, 8, 16, 32), FEW),
+    "TURNED_HIDDEN": ((1, 64, 128, 192, 256, 1024), RECURRENT),
 }
 
 
@@ -84,8 +101,13 @@ def limited(name: str, value: int) -> Iterator[None]:
         setattr(costs, name, before)
 
 
-def step(layer: Layer) -> bytes:
-    """A graph from input, weights and the result's gradient to the result and the gradients, channels first at both ends."""
+def step(layer: Layer | Recurrent) -> bytes:
+    """A graph of the layer forward and backward, from input, weights and the result's gradient to the result and gradients."""
+    return _convolution_step(layer) if isinstance(layer, Layer) else _recurrent_step(layer)
+
+
+def _convolution_step(layer: Layer) -> bytes:
+    """With channels first at both ends."""
     graph = Graph()
     graph.training = True
     x = graph.input("x", FLOAT, (layer.inputs, layer.batch, layer.side, layer.side), trained=not layer.first)
@@ -104,6 +126,19 @@ def step(layer: Layer) -> bytes:
     inputs: list[Value] = [x, w, *(norms if layer.normalised else ()), g]
     results = {"y": y, **{f"{name}@grad": value for name, value in gradients.items()}}
     return bytes(graph.export(inputs, results, "layer").SerializeToString())
+
+
+def _recurrent_step(layer: Recurrent) -> bytes:
+    graph, n, units = Graph(), layer.batch, layer.hidden
+    graph.training = True
+    shapes = {"x": (STEPS, n, units), "w": (1, GATES[layer.op] * units, units), "r": (1, GATES[layer.op] * units, units)}
+    ins = {name: graph.input(name, FLOAT, shape, trained=True) for name, shape in shapes.items()}
+    made = LOWERINGS[layer.op](graph, *ins.values(), hidden_size=units)
+    y = made if isinstance(made, Value) else made[0]
+    g = graph.input("g", FLOAT, y.shape)
+    gradients = grad((y * g).sum(range(y.rank), keepdims=False), ins)
+    results = {"y": y, **{f"{name}@grad": value for name, value in gradients.items()}}
+    return bytes(graph.export([*ins.values(), g], results, "layer").SerializeToString())
 
 
 def _runner(model: bytes) -> Callable[[], object]:

@@ -15,7 +15,7 @@ from tests.compiler.evaluation import Array, reference, stock
 from whimbrel_server.compiler import StepSpec, UnsupportedOperator, compile_eval, compile_step, initial_parameters
 from whimbrel_server.compiler.grad import grad
 from whimbrel_server.compiler.graph.ir import Graph
-from whimbrel_server.compiler.rules import LOWERINGS
+from whimbrel_server.compiler.rules import LOWERINGS, costs, recurrent
 
 GOLDEN = dict(np.load(Path(__file__).parent / "golden" / "recurrent.npz"))
 OPERANDS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c")
@@ -33,10 +33,15 @@ def settings(name: str) -> dict[str, Any]:
     return attrs | ({"activations": ["Relu", "Relu"]} if name == "RNN both ways" else {})
 
 
+@pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("dtype", [EXACT, SINGLE], ids=str)
 @pytest.mark.parametrize("name", sorted({key.split("/")[0] for key in GOLDEN}))
-def test_layer_and_gradients_equal_pytorch(name: str, dtype: np.dtype[Any]) -> None:
-    """Ragged sequences where the layer runs both ways."""
+def test_layer_and_gradients_equal_pytorch(
+    monkeypatch: pytest.MonkeyPatch, name: str, dtype: np.dtype[Any], turned: bool
+) -> None:
+    """Ragged sequences where the layer runs both ways; with samples first and last."""
+    monkeypatch.setattr(costs, "TURNED_HIDDEN", 1 if turned else costs.TURNED_HIDDEN)
+    monkeypatch.setattr(recurrent, "VECTOR", 1)
     case = {key.split("/")[1]: value for key, value in GOLDEN.items() if key.startswith(f"{name}/")}
     case = {key: value.astype(dtype) if value.dtype.kind == "f" else value for key, value in case.items()}
     graph = Graph()
@@ -164,3 +169,17 @@ def test_a_scan_lists_what_it_reads_from_outside() -> None:
     with pytest.raises(AssertionError, match="not listed as captured"):
         graph.scan(lambda h, x: ([h * other + x], []), [state], [steps])
     assert graph.scan(lambda h, x: ([h * other + x], []), [state], [steps], [other])[0].shape == (2,)
+
+
+@pytest.mark.parametrize(("hidden", "batch", "turned"), [(256, 32, True), (256, 24, False), (64, 32, False)])
+def test_samples_are_on_the_last_axis_where_they_fill_vectors(hidden: int, batch: int, turned: bool) -> None:
+    """As the states that its Scan carries tell, forward and back."""
+    graph = Graph()
+    shapes = {"x": (2, batch, 3), "w": (1, 4 * hidden, 3), "r": (1, 4 * hidden, hidden)}
+    ins = {name: graph.input(name, SINGLE, shape, trained=True) for name, shape in shapes.items()}
+    y = LOWERINGS["LSTM"](graph, *ins.values(), hidden_size=hidden)[0]
+    slope = grad((y * y).sum(range(4), keepdims=False), {"r": ins["r"]})["r"]
+    model = graph.export([*ins.values()], {"y": y, "r@grad": slope}, "layer")
+    bodies = [node.attribute[0].g for node in model.graph.node if node.op_type == "Scan"]
+    states = [[dim.dim_value for dim in body.input[0].type.tensor_type.shape.dim] for body in bodies]
+    assert states == [[hidden, batch] if turned else [batch, hidden]] * 2

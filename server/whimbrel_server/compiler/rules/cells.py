@@ -1,9 +1,11 @@
 """The cells of recurrent layers: one Scan forward, and one backward that does a single product a step.
 
 The forward hands out what the backward needs. All of the backward that is not recurrent is done for all
-steps at once: the factors of the gradients before its Scan, a weight's gradient as one tall product after
-it. A step beyond the end of a sequence leaves the state as it is and gives 0. The formulas are those of
-ONNX's LSTM, GRU and RNN; where operands come from is `recurrent.py`'s.
+steps at once: the factors of the gradients before its Scan, a weight's gradient as one wide product after
+it. Samples may be on the last axis: a product then reads a large weight as it is, and gates are cut and
+joined without moving single numbers. A step beyond the end of a sequence leaves the state as it is and gives
+0. The formulas are those of ONNX's LSTM, GRU and RNN; where operands come from, and which form is taken, is
+`recurrent.py`'s.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +24,8 @@ class Layer:
     """One direction of a recurrent layer of `H` hidden units with `G` gates.
 
     `x` `[T, N, I]`, `w` `[G*H, I]`, `r` `[G*H, H]`, `biases` of both `[G*H]` or none, first `states` `[N, H]`;
-    `mask` `[T, N, 1]` is 1 where a sequence still runs.
+    `mask` `[T, N, 1]` is 1 where a sequence still runs. With `samples_last` instead biases `[G*H, 1]`, states `[H, N]` and
+    mask `[T, 1, N]`, and so are the results.
     """
 
     x: Value
@@ -33,6 +36,7 @@ class Layer:
     mask: Value | None
     reverse: bool
     gates: tuple[Gate, ...]
+    samples_last: bool = False
 
     @property
     def graph(self) -> Graph:
@@ -43,9 +47,43 @@ class Layer:
         return self.r.shape[1]
 
     def projected(self, biases: Sequence[Value]) -> Value:
-        """What inputs and biases add to the gates at all steps, `[T, N, G*H]`: one product."""
-        rows = self.graph.op("Gemm", self.x.reshape([-1, self.x.shape[2]]), self.w, *_total(biases), transB=1)
-        return rows.reshape([*self.x.shape[:2], self.w.shape[0]])
+        """What inputs and biases add to the gates at all steps, `[T, N, G*H]` or `[T, G*H, N]`: one product."""
+        product = self.product(self.w, self.x.reshape([-1, self.x.shape[2]]), *_total(biases), turned=True)
+        if self.samples_last:
+            return product.reshape([self.w.shape[0], *self.x.shape[:2]]).transpose([1, 0, 2])
+        return product.reshape([*self.x.shape[:2], self.w.shape[0]])
+
+    def product(self, weight: Value, samples: Value, *added: Value, turned: bool = False) -> Value:
+        """A weight times samples, that stand as the layer has them or, if `turned`, on the first axis."""
+        if self.samples_last:
+            return self.graph.op("Gemm", weight, samples, *added, **({"transB": 1} if turned else {}))
+        return self.graph.op("Gemm", samples, weight, *added, transB=1)
+
+    def for_back(self, weight: Value) -> Value:
+        """The weight as `back_product` multiplies with it: turned once, not in each step."""
+        return weight.transpose([1, 0]) if self.samples_last else weight
+
+    def back_product(self, weight: Value, gradient: Value, *added: Value) -> Value:
+        operands = (weight, gradient) if self.samples_last else (gradient, weight)
+        return self.graph.op("Gemm", *operands, *added)
+
+    def weight_gradient(self, gradient: Value, read: Value) -> Value:
+        """A weight's gradient `[G, H]` over all steps and the batch, of the gates' and what the weight read: one product."""
+        if self.samples_last:
+            flat = (value.transpose([1, 0, 2]).reshape([value.shape[1], -1]) for value in (gradient, read))
+            return self.graph.op("Gemm", *flat, transB=1)
+        flat = (value.reshape([-1, value.shape[2]]) for value in (gradient, read))
+        return self.graph.op("Gemm", *flat, transA=1)
+
+    def cut(self, value: Value, sizes: Sequence[int]) -> tuple[Value, ...]:
+        """`value` cut along the axis of the gates."""
+        return self.graph.multi("Split", value, self.graph.ints(sizes), outputs=len(sizes), axis=self._gate_axis(value))
+
+    def join(self, *values: Value) -> Value:
+        return self.graph.op("Concat", *values, axis=self._gate_axis(values[0]))
+
+    def _gate_axis(self, value: Value) -> int:
+        return value.rank - (2 if self.samples_last else 1)
 
     def forward(
         self, step: Step, captured: Sequence[Value], projected: Value, gradient: Callable[..., Gradients]
@@ -91,11 +129,11 @@ def lstm(layer: Layer) -> tuple[Value, ...]:
     C' = f C + i c, H' = o shown(C').
     """
     gate, candidate, shown = layer.gates
-    graph, hidden = layer.graph, layer.hidden
+    hidden = layer.hidden
 
     def step(h: Value, c: Value, projected: Value, *mask: Value) -> Stepped:
-        gates, new = _cut(graph.op("Gemm", h, layer.r, projected, transB=1), [3 * hidden, hidden])
-        (i, o, f), new = _cut(gate(gates), [hidden] * 3), candidate(new)
+        gates, new = layer.cut(layer.product(layer.r, h, projected), [3 * hidden, hidden])
+        (i, o, f), new = layer.cut(gate(gates), [hidden] * 3), candidate(new)
         c_next = f * c + i * new
         out = shown(c_next)
         y = o * out
@@ -104,16 +142,17 @@ def lstm(layer: Layer) -> tuple[Value, ...]:
     def gradient(node: Node, *arrived: Value | None) -> Gradients:
         h, c, i, o, f, new, out = node.outs[3:]
         slopes = (new * gate.slope(i), out * gate.slope(o), c * gate.slope(f), i * candidate.slope(new))
-        factors = [*map(layer.running, (_join(*slopes), o * shown.slope(out))), *layer.carried(f), *layer.carried(None)]
+        factors = [*map(layer.running, (layer.join(*slopes), o * shown.slope(out))), *layer.carried(f), *layer.carried(None)]
 
         def back(dh: Value, dc: Value, *factors: Value) -> Stepped:
             to_gates, to_c, keep, *ended = factors
             dc = dc + dh * to_c
-            dz = _join(dc, dh, dc, dc) * to_gates
-            return (graph.op("Gemm", dz, layer.r, *(dh * factor for factor in ended)), dc * keep), (dz,)
+            dz = layer.join(dc, dh, dc, dc) * to_gates
+            return (layer.back_product(back_weight, dz, *(dh * factor for factor in ended)), dc * keep), (dz,)
 
-        dh, dc, dz = layer.backward(back, [layer.r], arrived, factors)
-        return dh, dc, dz, *_unmoved(layer), _tall_product(dz, h)
+        back_weight = layer.for_back(layer.r)
+        dh, dc, dz = layer.backward(back, [back_weight], arrived, factors)
+        return dh, dc, dz, *_unmoved(layer), layer.weight_gradient(dz, h)
 
     return layer.forward(step, [layer.r], layer.projected(layer.biases), gradient)
 
@@ -124,12 +163,12 @@ def gru(layer: Layer) -> tuple[Value, ...]:
     Gates in the order z, r, n: n = candidate(x_n + r h_n), H' = n + z (H - n).
     """
     gate, candidate = layer.gates
-    graph, hidden, of_state = layer.graph, layer.hidden, [layer.r, *layer.biases[1:]]
+    hidden, of_state = layer.hidden, [layer.r, *layer.biases[1:]]
 
     def step(h: Value, projected: Value, *mask: Value) -> Stepped:
-        x_gates, x_new = _cut(projected, [2 * hidden, hidden])
-        h_gates, h_new = _cut(graph.op("Gemm", h, *of_state, transB=1), [2 * hidden, hidden])
-        z, reset = _cut(gate(x_gates + h_gates), [hidden] * 2)
+        x_gates, x_new = layer.cut(projected, [2 * hidden, hidden])
+        h_gates, h_new = layer.cut(layer.product(layer.r, h, *of_state[1:]), [2 * hidden, hidden])
+        z, reset = layer.cut(gate(x_gates + h_gates), [hidden] * 2)
         new = candidate(x_new + reset * h_new)
         y = new + z * (h - new)
         return (_held(y, h, mask),), (_masked(y, mask), h, z, reset, new, h_new)
@@ -141,28 +180,29 @@ def gru(layer: Layer) -> tuple[Value, ...]:
 
         def back(dh: Value, *factors: Value) -> Stepped:
             *to_products, keep = factors
-            products = _join(*(dh * factor for factor in to_products))
-            return (graph.op("Gemm", products, layer.r, dh * keep),), (products, dh)
+            products = layer.join(*(dh * factor for factor in to_products))
+            return (layer.back_product(back_weight, products, dh * keep),), (products, dh)
 
-        first, products, dh = layer.backward(back, [layer.r], arrived, [to_z, to_reset, to_new * reset, *layer.carried(z)])
-        projected = _join(_cut(products, [2 * hidden, hidden])[0], dh * to_new)
-        bias = products.sum([0, 1], keepdims=False)
-        return first, projected, *_unmoved(layer), _tall_product(products, h), bias
+        back_weight = layer.for_back(layer.r)
+        first, products, dh = layer.backward(back, [back_weight], arrived, [to_z, to_reset, to_new * reset, *layer.carried(z)])
+        projected = layer.join(layer.cut(products, [2 * hidden, hidden])[0], dh * to_new)
+        bias = products.sum([0, 2 if layer.samples_last else 1], keepdims=False).reshape([-1, *[1] * layer.samples_last])
+        return first, projected, *_unmoved(layer), layer.weight_gradient(products, h), bias
 
     return layer.forward(step, of_state, layer.projected(layer.biases[:1]), gradient)
 
 
 def gru_reset_first(layer: Layer) -> tuple[Value, ...]:
-    """`y` and last `h` of a GRU whose reset gate comes before the product: n = candidate(x_n + (r H) R_nᵀ)."""
+    """`y` and last `h` of a GRU whose reset gate comes before the product: n = candidate(x_n + R_n (r H))."""
     gate, candidate = layer.gates
     graph, hidden = layer.graph, layer.hidden
     r_gates, r_new = graph.multi("Split", layer.r, graph.ints([2 * hidden, hidden]), outputs=2, axis=0)
 
     def step(h: Value, projected: Value, *mask: Value) -> Stepped:
-        x_gates, x_new = _cut(projected, [2 * hidden, hidden])
-        z, reset = _cut(gate(graph.op("Gemm", h, r_gates, x_gates, transB=1)), [hidden] * 2)
+        x_gates, x_new = layer.cut(projected, [2 * hidden, hidden])
+        z, reset = layer.cut(gate(layer.product(r_gates, h, x_gates)), [hidden] * 2)
         kept = reset * h
-        new = candidate(graph.op("Gemm", kept, r_new, x_new, transB=1))
+        new = candidate(layer.product(r_new, kept, x_new))
         y = new + z * (h - new)
         return (_held(y, h, mask),), (_masked(y, mask), h, z, reset, kept, new)
 
@@ -174,23 +214,24 @@ def gru_reset_first(layer: Layer) -> tuple[Value, ...]:
         def back(dh: Value, *factors: Value) -> Stepped:
             to_new, to_z, to_reset, reset, keep = factors
             dn = dh * to_new
-            dkept = graph.op("Gemm", dn, r_new)
-            gates = _join(dh * to_z, dkept * to_reset)
-            return (graph.op("Gemm", gates, r_gates, dh * keep + dkept * reset),), (gates, dn)
+            dkept = layer.back_product(back_new, dn)
+            gates = layer.join(dh * to_z, dkept * to_reset)
+            return (layer.back_product(back_gates, gates, dh * keep + dkept * reset),), (gates, dn)
 
+        back_gates, back_new = layer.for_back(r_gates), layer.for_back(r_new)
         factors = [to_new, to_z, to_reset, reset, *layer.carried(z)]
-        first, gates, dn = layer.backward(back, [r_gates, r_new], arrived, factors)
-        return first, _join(gates, dn), *_unmoved(layer), _tall_product(gates, h), _tall_product(dn, kept)
+        first, gates, dn = layer.backward(back, [back_gates, back_new], arrived, factors)
+        return first, layer.join(gates, dn), *_unmoved(layer), layer.weight_gradient(gates, h), layer.weight_gradient(dn, kept)
 
     return layer.forward(step, [r_gates, r_new], layer.projected(layer.biases), gradient)
 
 
 def rnn(layer: Layer) -> tuple[Value, ...]:
-    """`y` and last `h`: H' = gate(x + H Rᵀ)."""
-    (gate,), graph = layer.gates, layer.graph
+    """`y` and last `h`: H' = gate(x + R H)."""
+    (gate,) = layer.gates
 
     def step(h: Value, projected: Value, *mask: Value) -> Stepped:
-        new = gate(graph.op("Gemm", h, layer.r, projected, transB=1))
+        new = gate(layer.product(layer.r, h, projected))
         return (_held(new, h, mask),), (_masked(new, mask), h, new)
 
     def gradient(node: Node, *arrived: Value | None) -> Gradients:
@@ -198,26 +239,18 @@ def rnn(layer: Layer) -> tuple[Value, ...]:
 
         def back(dh: Value, slope: Value, *ended: Value) -> Stepped:
             dz = dh * slope
-            return (graph.op("Gemm", dz, layer.r, *(dh * factor for factor in ended)),), (dz,)
+            return (layer.back_product(back_weight, dz, *(dh * factor for factor in ended)),), (dz,)
 
+        back_weight = layer.for_back(layer.r)
         factors = [layer.running(gate.slope(new)), *layer.carried(None)]
-        first, dz = layer.backward(back, [layer.r], arrived, factors)
-        return first, dz, *_unmoved(layer), _tall_product(dz, h)
+        first, dz = layer.backward(back, [back_weight], arrived, factors)
+        return first, dz, *_unmoved(layer), layer.weight_gradient(dz, h)
 
     return layer.forward(step, [layer.r], layer.projected(layer.biases), gradient)
 
 
 def _total(biases: Sequence[Value]) -> Sequence[Value]:
     return [biases[0] + biases[1]] if len(biases) == 2 else biases
-
-
-def _cut(value: Value, sizes: Sequence[int]) -> tuple[Value, ...]:
-    """`value` cut along its last axis."""
-    return value.graph.multi("Split", value, value.graph.ints(sizes), outputs=len(sizes), axis=value.rank - 1)
-
-
-def _join(*values: Value) -> Value:
-    return values[0].graph.op("Concat", *values, axis=values[0].rank - 1)
 
 
 def _held(new: Value, old: Value, mask: Sequence[Value]) -> Value:
@@ -232,9 +265,3 @@ def _masked(new: Value, mask: Sequence[Value]) -> Value:
 def _unmoved(layer: Layer) -> tuple[None, ...]:
     """The gradient of the mask, if there is one."""
     return () if layer.mask is None else (None,)
-
-
-def _tall_product(gradient: Value, rows: Value) -> Value:
-    """A weight's gradient `[G, H]` over all steps and the batch, of `[T, N, G]` and `[T, N, H]`: one product."""
-    flat = (value.reshape([-1, value.shape[2]]) for value in (gradient, rows))
-    return gradient.graph.op("Gemm", *flat, transA=1)

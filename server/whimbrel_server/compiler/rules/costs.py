@@ -10,3 +10,4 @@ WIDE_CHANNELS = 16  # from here on one product per kernel tap beats collecting t
 PATCHES_IN_CACHE = 512 * 1024  # ... unless all patches together (floats) stay in the cache
 LARGEST_FILTERED = 32  # side of maps up to which, and up to the channels, minimal filtering beats direct convolution ...
 FEWEST_FILTERED = 8  # ... from this batch on
+TURNED_HIDDEN = 192  # recurrent layers of so many units have their samples on the last axis, if those fill whole vectors

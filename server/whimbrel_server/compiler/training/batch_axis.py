@@ -45,6 +45,8 @@ def _after(node: Node, position: int, index: int, before: int, batch: int) -> in
     assert operand is not None, "only known operands have a batch"
     if node.op in MOVING:
         return before
+    if node.op == "Gemm" and index == 1 and node.attrs.get("transB", 0):  # rows become columns
+        return result.shape[0] * before if operand.shape[0] % (before * batch) == 0 else None
     axis = _axis(operand.shape, before, batch)
     if axis is None:  # inside of a merged one
         return before if operand.shape[:1] == result.shape[:1] else None
