@@ -35,7 +35,7 @@ DOORS = {
     "sqlite_utils": ("whimbrel_server/storage/",),
     "sklearn": ("whimbrel_lab/",),
     "matplotlib": ("whimbrel_lab/",),
-    "torch": ("whimbrel_lab/bench_torch.py",),  # run by an interpreter of its own, and imported by nobody
+    "torch": ("whimbrel_lab/bench/eager.py",),  # run by an interpreter of its own, and imported by nobody
 }
 # Parts of the server that stay pure: no library but these.
 PURE = {

@@ -78,15 +78,15 @@ def _window(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from whimbrel_lab import bench_costs, bench_kernels, bench_steps
+    from whimbrel_lab.bench import costs, kernels, steps
 
     if arguments.what == "costs":
-        bench_costs.main()
+        costs.main()
     if arguments.what in ("all", "kernels"):
-        bench_kernels.main()
+        kernels.main()
     if arguments.what in ("all", "steps"):
         chosen = {name: getattr(arguments, name) for name in ("torch", "models", "threads")}
-        bench_steps.main(bench_steps.Options(**{name: value for name, value in chosen.items() if value is not None}))
+        steps.main(steps.Options(**{name: value for name, value in chosen.items() if value is not None}))
     return 0
 
 

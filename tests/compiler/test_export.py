@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from tests.compiler.evaluation import Array, stock
-from whimbrel_lab.bench_models import BENCHES
+from whimbrel_lab.bench.models import BENCHES
 from whimbrel_server.compiler import StepSpec, compile_step
 from whimbrel_server.compiler.errors import CompileError
 from whimbrel_server.compiler.graph.export import EMBED_LIMIT, external_constants

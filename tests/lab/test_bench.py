@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
-from whimbrel_lab import bench_costs, bench_steps
-from whimbrel_lab.bench_models import BENCHES
+from whimbrel_lab.bench import costs as bench_costs
+from whimbrel_lab.bench import steps as bench_steps
+from whimbrel_lab.bench.models import BENCHES
 from whimbrel_server.compiler.rules import costs
 
 

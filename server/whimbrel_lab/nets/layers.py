@@ -1,6 +1,6 @@
 """Layers of inference models, as an exporter would write them: nodes, and weights under the names of a module tree.
 
-What belongs here: the pieces. What does not: whole models (`models.py`, `learned_models.py`, `bench_models.py`).
+What belongs here: the pieces. What does not: whole models (`models.py`, `learned_models.py`, `bench/models.py`).
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """Benchmark of train steps: each model beside the same model in PyTorch (eager) and beside plain matrix products.
 
-Here belong turns, ratios and the table. Models are in `bench_models.py`, what is timed in `bench_worker.py` (the
-device's own path) and `bench_torch.py`. Both sides live at once, each in a process of its own, and take turns; a
+Here belong turns, ratios and the table. Models are in `models.py`, what is timed in `worker.py` (the
+device's own path) and `eager.py`. Both sides live at once, each in a process of its own, and take turns; a
 ratio is the median over the turns of their quotient, since no absolute figure survives a change of machine.
 """
 
@@ -24,7 +24,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from whimbrel_lab.bench_models import BENCHES, VOCABULARY, Bench
+from whimbrel_lab.bench.models import BENCHES, VOCABULARY, Bench
 from whimbrel_protocol import wire
 from whimbrel_protocol.delta import compress
 from whimbrel_protocol.messages import Binding, PlanBody
@@ -123,9 +123,9 @@ def _row(name: str, threads: int, files: tuple[Path, Path], options: Options) ->
 
 def _workers(name: str, threads: int, files: tuple[Path, Path], options: Options) -> dict[str, _Worker]:
     plan, data = (str(path) for path in files)
-    workers = {"ours": _Worker([sys.executable, "-m", "whimbrel_lab.bench_worker", plan, data, str(threads)], sys.path)}
+    workers = {"ours": _Worker([sys.executable, "-m", "whimbrel_lab.bench.worker", plan, data, str(threads)], sys.path)}
     if options.torch:
-        script = str(Path(__file__).with_name("bench_torch.py"))
+        script = str(Path(__file__).with_name("eager.py"))
         workers["torch"] = _Worker([options.torch, script, name, str(threads), data])
     return workers
 

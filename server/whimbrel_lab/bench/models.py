@@ -1,6 +1,6 @@
 """The six models that a train step is measured on, as inference models of ordinary ONNX operators.
 
-`BENCHES` is the one table. Here belong shapes and layers; the same models for PyTorch are in `bench_torch.py`, which
+`BENCHES` is the one table. Here belong shapes and layers; the same models for PyTorch are in `eager.py`, which
 takes its weights by the names used here. No timing, no loss and no data set belongs here.
 """
 

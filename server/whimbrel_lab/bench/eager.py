@@ -1,7 +1,7 @@
-"""The models of `bench_models.py` for PyTorch, as a worker: the baseline that a train step is measured beside.
+"""The models of `models.py` for PyTorch, as a worker: the baseline that a train step is measured beside.
 
 Run by an interpreter that has torch and numpy; nothing of whimbrel is imported, and whimbrel never imports this file.
-`python bench_torch.py MODEL THREADS DATA.npz` reads weights and one batch from the file, then answers each line
+`python eager.py MODEL THREADS DATA.npz` reads weights and one batch from the file, then answers each line
 `COUNT` on standard input with one JSON line: the seconds of so many plain SGD steps (eager mode), and the memory.
 """
 

@@ -1,8 +1,8 @@
 """One train step on the device's own path, as a process of its own that is told how many steps to take.
 
-`python -m whimbrel_lab.bench_worker PLAN DATA.npz THREADS LOW_MEMORY` answers each line `COUNT` on standard input with
+`python -m whimbrel_lab.bench.worker PLAN DATA.npz THREADS` answers each line `COUNT` on standard input with
 one JSON line: the seconds of so many steps, the last one's loss, and the memory. Only what a device carries is
-imported, so the memory is a device's. The parent is `bench_steps.py`.
+imported, so the memory is a device's. The parent is `steps.py`.
 """
 
 from __future__ import annotations
