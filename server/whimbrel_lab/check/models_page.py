@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from whimbrel_lab.check import command
-from whimbrel_lab.check.facts import Facts, Options
+from whimbrel_lab.check.facts import Facts, Options, Slope
 from whimbrel_lab.check.report import size
 
 INTRODUCTION = """# Models that train as they are shipped
@@ -24,8 +24,9 @@ INTRODUCTION = """# Models that train as they are shipped
 What `whimbrel-lab check` finds on models that published packages ship for inference, none of them made with training in mind.
 Trained is all that was learnt (not a voice model's Fourier basis, for instance), or as much of it as a gradient reaches. The
 gradient is held against central differences along a random direction, in float32, or in float64 where float32 tells nothing;
-the loss is that on one random batch, before and after 20 steps of plain gradient descent. Times and memory are those of one
-thread of the shared machine that made the page. The `light` models are shipped without their weights, which are random here.
+it stays undecided where the loss has kinks right at the start weights (biases of zero before a Relu). The loss is that on one
+random batch, before and after 20 steps of plain gradient descent. Times and memory are those of one thread of the machine that
+made the page. The `light` models are shipped without their weights, which are random here.
 
 Made by `python -m whimbrel_lab.check.models_page FOLDER`.
 
@@ -139,19 +140,22 @@ def row(shipped: Shipped, found: Facts) -> str:
     step, learning, slope = found.step, found.learning, found.exact or found.gradient
     whole = step.values + sum(step.frozen.values())
     part = "all" if not step.given_up else f"{step.values / whole:.2%}"
-    error = "" if slope is None else f"{slope.error:.0e}" + (" (float64)" if found.exact else "")
     cells = (
         found.source.opset,
         f"{step.values:,} ({part})",
         found.source.loss,
         size(step.packed_bytes),
         size(step.up_bytes),
-        error,
+        "" if slope is None else _error(slope) + (" (float64)" if found.exact else ""),
         f"{learning.losses[0]:.3g} -> {learning.losses[-1]:.3g}",
         f"{learning.step_ms:.3g} ms",
         f"{learning.peak_mb:.0f} MB",
     )
     return f"{first} {' | '.join(map(str, cells))} |\n"
+
+
+def _error(slope: Slope) -> str:
+    return f"{slope.error:.0e}" if slope.decided else "undecided: kinks"
 
 
 if __name__ == "__main__":
