@@ -18,8 +18,8 @@ import numpy as np
 
 from whimbrel_lab.data import digits
 from whimbrel_lab.fleet.federation import Federation, Fleet, digits_job
-from whimbrel_lab.fleet.progress import watch
 from whimbrel_lab.runs import central, curve
+from whimbrel_lab.runs.progress import watch
 from whimbrel_server.settings import TaskSettings
 
 SETTLE_S = 20.0  # after the last round: at most so long for devices that vanished to come back for their receipts

@@ -20,10 +20,10 @@ import numpy as np
 from whimbrel_lab.data import sentences
 from whimbrel_lab.data.samples import Examples, dirichlet_split
 from whimbrel_lab.fleet.federation import Federation, Fleet, Job
-from whimbrel_lab.fleet.progress import watch
 from whimbrel_lab.nets import learned_models
 from whimbrel_lab.runs import central
 from whimbrel_lab.runs.lessons import ADAPTING, LESSONS, PRETRAINING, WITH_ADAPTERS, Lesson
+from whimbrel_lab.runs.progress import watch
 from whimbrel_server import plans
 from whimbrel_server.settings import TaskSettings
 
